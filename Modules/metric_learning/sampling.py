@@ -1,0 +1,133 @@
+"""Which images make up each batch of an epoch, stateless from (seed, epoch).
+
+Every function returns positions (int64) into the table of images; the same seed and epoch give the same order on any
+machine, so a resumed run continues exactly where it stopped. Rows keep their order of time: a batch is a run of
+`batch_size` positions (or a row of the array that `class_batches` returns).
+"""
+
+import numpy as np
+import pandas as pd
+
+from Modules.cli import UserError
+
+
+def group_codes(*groups, sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """Number groups (patients, lesions) jointly over several tables, so that equal names have equal numbers.
+
+    Each of `groups` is an array-like [N] of names, or None where nothing is known; a missing name (None, NaN, NA) is a
+    group of its own. `sizes` gives the N of each table. Returns one int64 array [N] for each.
+    """
+    names = [
+        np.full(n, None, object) if g is None else np.asarray(g, object) for g, n in zip(groups, sizes, strict=True)
+    ]
+    codes, known = pd.factorize(np.concatenate(names))
+    missing = codes < 0
+    codes[missing] = len(known) + np.arange(missing.sum())
+    return np.split(codes.astype(np.int64), np.cumsum(sizes)[:-1])
+
+
+def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Every image once, in random order: int64 [n]."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def oversampled(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Every image of the largest class once, those of the others repeated to as many, in random order: int64 [M].
+
+    M = number of classes × size of the largest. Inside a class the images are drawn equally often, give or take one.
+    Random over-sampling to equal shares: Buda et al. 2018, "A systematic study of the class imbalance problem", §3.1.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    members = _members(targets)
+    most = max(map(len, members))
+    return rng.permutation(np.concatenate([np.resize(rng.permutation(m), most) for m in members]))
+
+
+def class_batches(
+    targets: np.ndarray,
+    patients: np.ndarray | None,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    classes_per_batch: int | None = None,
+) -> np.ndarray:
+    """Batches of P classes × K images from as many patients as possible: int64 [steps, batch_size], all of them full.
+
+    Balanced batches as in FaceNet (Schroff et al. 2015, §3.2: each batch needs several images of an identity for its
+    positives) and "In defense of the triplet loss" (Hermans et al. 2017, §2: P identities × K images).
+
+    targets: [N] classes. patients: [N] names, None or missing where unknown (such an image is a patient of its own).
+    classes_per_batch: P; None: every class, as long as that leaves two images of each. K = batch_size / P; where that
+    leaves a rest, the classes drawn least so far get one image more.
+
+    The epoch ends when every image has been seen. Inside a class all images are seen once before any is seen again, so
+    their counts differ by one at most; a class of fewer than K images repeats inside a batch. The images of a class in a
+    batch come from as many patients as possible; two classes may share a patient: such negatives are worth having,
+    because they cannot be told apart by who the patient is.
+
+    Raises UserError if there is no image or `classes_per_batch` does not fit.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    members = _members(targets)
+    per_batch = classes_per_batch or min(len(members), max(1, batch_size // 2))
+    if not 1 <= per_batch <= min(len(members), batch_size):
+        raise UserError(
+            f"a batch of {batch_size} cannot hold {per_batch} of {len(members)} classes: "
+            f"choose from 1 to {min(len(members), batch_size)} classes per batch"
+        )
+    (patients,) = group_codes(patients, sizes=(len(targets),))
+
+    sizes = _class_sizes(np.array([len(m) for m in members]), batch_size, per_batch, rng)  # [steps, classes]
+    batches, drawn = [], []
+    for images, size in zip(members, sizes.T, strict=True):
+        batch = np.repeat(np.arange(len(sizes)), size)  # the batch of each draw of this class, in order of time
+        batches.append(batch)
+        drawn.append(images[_deal(patients[images], batch, len(sizes), rng)])
+    in_time = np.argsort(np.concatenate(batches), kind="stable")
+    # Mixed inside the batch, so that a strategy that cuts batches into replicas gives each some of every class.
+    return rng.permuted(np.concatenate(drawn)[in_time].reshape(-1, batch_size), axis=1)
+
+
+def _members(targets: np.ndarray) -> list[np.ndarray]:
+    """The positions of each class."""
+    targets = np.asarray(targets)
+    if not len(targets):
+        raise UserError("there are no images to draw batches from: check the split and the options that filter it")
+    return [np.flatnonzero(targets == value) for value in np.unique(targets)]
+
+
+def _class_sizes(counts: np.ndarray, batch_size: int, per_batch: int, rng: np.random.Generator) -> np.ndarray:
+    """How many images of each class are in each batch, [steps, classes], until every class has been seen whole."""
+    share = batch_size // per_batch + (np.arange(per_batch) < batch_size % per_batch)
+    drawn, sizes = np.zeros(len(counts), np.int64), []
+    while (drawn < counts).any():
+        size = np.zeros(len(counts), np.int64)
+        size[np.argsort(drawn + rng.random(len(counts)))[:per_batch]] = share  # the least drawn first, ties at random
+        drawn += size
+        sizes.append(size)
+    return np.array(sizes)
+
+
+def _deal(patients: np.ndarray, batch: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Which of n images each of M draws takes, [M]: pass after pass over all of them, each patient's spread out.
+
+    patients: [n] codes; batch: [M] the batch of each draw, ascending. In each pass the images lie sorted by patient and
+    are dealt like cards, one to each batch in turn: a patient is in a batch twice only if it has more images than the
+    pass has batches.
+    """
+    n, passes = len(patients), -(-len(batch) // len(patients))
+    _, patients = np.unique(patients, return_inverse=True)
+    by_patient = rng.random((passes, patients.max() + 1))[:, patients]  # [passes, n], patients in random order
+    cards = np.lexsort((rng.random((passes, n)), by_patient), axis=-1)
+    # The last pass ends early: it takes an image of each patient, then a second of each, and so on.
+    last = patients[cards[-1]]
+    first = np.r_[0, np.flatnonzero(np.diff(last)) + 1]  # where each patient's cards begin
+    nth = np.arange(n) - first[np.searchsorted(first, np.arange(n), side="right") - 1]
+    taken = np.sort(np.argsort(nth, kind="stable")[: len(batch) - (passes - 1) * n])
+    cards = np.r_[cards[:-1].ravel(), cards[-1, taken]]
+
+    turn = np.arange(len(batch)) - np.searchsorted(batch, batch)  # the place of each draw in its batch
+    seats = rng.permutation(steps)[batch]
+    dealt = np.empty(len(batch), np.int64)
+    dealt[np.lexsort((seats, turn, np.arange(len(batch)) // n))] = cards
+    return dealt
