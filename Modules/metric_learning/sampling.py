@@ -11,19 +11,15 @@ import pandas as pd
 from Modules.cli import UserError
 
 
-def group_codes(*groups, sizes: tuple[int, ...]) -> list[np.ndarray]:
-    """Number groups (patients, lesions) jointly over several tables, so that equal names have equal numbers.
+def group_codes(groups) -> np.ndarray:
+    """Number the groups (patients, lesions) that N images belong to: array-like [N] of names to int64 [N].
 
-    Each of `groups` is an array-like [N] of names, or None where nothing is known; a missing name (None, NaN, NA) is a
-    group of its own. `sizes` gives the N of each table. Returns one int64 array [N] for each.
+    A missing name (None, NaN, NA) is a group of its own.
     """
-    names = [
-        np.full(n, None, object) if g is None else np.asarray(g, object) for g, n in zip(groups, sizes, strict=True)
-    ]
-    codes, known = pd.factorize(np.concatenate(names))
+    codes, names = pd.factorize(np.asarray(groups, object))
     missing = codes < 0
-    codes[missing] = len(known) + np.arange(missing.sum())
-    return np.split(codes.astype(np.int64), np.cumsum(sizes)[:-1])
+    codes[missing] = len(names) + np.arange(missing.sum())
+    return codes.astype(np.int64)
 
 
 def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -34,7 +30,7 @@ def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 def oversampled(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Every image of the largest class once, those of the others repeated to as many, in random order: int64 [M].
 
-    M = number of classes × size of the largest. Inside a class the images are drawn equally often, give or take one.
+    M is the number of classes times the size of the largest. Inside a class the images are drawn equally often, give or take one.
     Random over-sampling to equal shares: Buda et al. 2018, "A systematic study of the class imbalance problem", §3.1.
     """
     rng = np.random.default_rng((seed, epoch))
@@ -51,17 +47,17 @@ def class_batches(
     epoch: int,
     classes_per_batch: int | None = None,
 ) -> np.ndarray:
-    """Batches of P classes × K images from as many patients as possible: int64 [steps, batch_size], all of them full.
+    """Batches of P classes by K images from as many patients as possible: int64 [steps, batch_size], all of them full.
 
     Balanced batches as in FaceNet (Schroff et al. 2015, §3.2: each batch needs several images of an identity for its
-    positives) and "In defense of the triplet loss" (Hermans et al. 2017, §2: P identities × K images).
+    positives) and "In defense of the triplet loss" (Hermans et al. 2017, §2: P identities by K images).
 
     targets: [N] classes. patients: [N] names, None or missing where unknown (such an image is a patient of its own).
     classes_per_batch: P; None: every class, as long as that leaves two images of each. K = batch_size / P; where that
     leaves a rest, the classes drawn least so far get one image more.
 
     The epoch ends when every image has been seen. Inside a class all images are seen once before any is seen again, so
-    their counts differ by one at most; a class of fewer than K images repeats inside a batch. The images of a class in a
+    their counts differ by one at most; a class of fewer than K images repeats inside a batch. A class's images in a
     batch come from as many patients as possible; two classes may share a patient: such negatives are worth having,
     because they cannot be told apart by who the patient is.
 
@@ -75,7 +71,7 @@ def class_batches(
             f"a batch of {batch_size} cannot hold {per_batch} of {len(members)} classes: "
             f"choose from 1 to {min(len(members), batch_size)} classes per batch"
         )
-    (patients,) = group_codes(patients, sizes=(len(targets),))
+    patients = group_codes([None] * len(targets) if patients is None else patients)
 
     sizes = _class_sizes(np.array([len(m) for m in members]), batch_size, per_batch, rng)  # [steps, classes]
     batches, drawn = [], []
