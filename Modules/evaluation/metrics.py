@@ -1,7 +1,7 @@
 """Metrics of a binary classifier, benign (0) or malignant (1), each with its 95 % interval over patients.
 
-An image is called malignant where probability >= threshold. The point estimates are scikit-learn's where it has the metric;
-the resamples of the bootstrap come from one vectorised pass over the sorted scores (`weighted_metrics`).
+An image is called malignant where probability >= threshold. The point estimates are scikit-learn's where it has the
+metric; the resamples of the bootstrap come from one vectorised pass over the sorted scores (`weighted_metrics`).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def evaluate(
     """Every metric of one set of predictions, as plain Python values for JSON.
 
     target: int [N], 0 or 1. probability: float [N] in 0..1. patients: [N] or None (each image is a patient of its own).
-    prevalence: the share of malignant images at which `ppv` and `npv` are stated (Bayes' rule from recall and specificity).
+    prevalence: the share of malignant images at which `ppv` and `npv` are stated (by Bayes' rule).
 
     Each metric `name` has `name_ci95`, [low, high] by bootstrap over patients. What is undefined (one class only, no
     images, nothing called malignant) is None, its reason in `undefined[name]`.
@@ -37,11 +37,11 @@ def evaluate(
     * `pauc_above_80_tpr`: area between the ROC curve and the line of 80 % sensitivity, 0 .. 0.2, as ISIC 2024 scored.
     * `sensitivity_at_90_specificity`, `specificity_at_90_sensitivity`: the best operating point that really occurs, no
       interpolation.
-    * `ece`: expected calibration error (Naeini et al., AAAI 2015) over 10 bins of equal mass (Nixon et al., CVPR workshops
-      2019): at 2 % prevalence bins of equal width would put nearly every image into one. Its plug-in estimate is biased
-      upwards in small samples (Roelofs et al., AISTATS 2022), and again in each resample.
+    * `ece`: expected calibration error (Naeini et al., AAAI 2015) over 10 bins of equal mass (Nixon et al., CVPR
+      workshops 2019): at 2 % prevalence bins of equal width would put nearly every image into one. Its plug-in estimate
+      is biased upwards in small samples (Roelofs et al., AISTATS 2022), and again in each resample.
 
-    Raises ValueError for shapes that differ, probabilities that are not finite or outside 0..1, other targets than 0 and 1.
+    Raises ValueError for shapes that differ, probabilities that are not in 0..1 (NaN among them), targets but 0 and 1.
     """
     target, probability = _checked(target, probability)
     codes = patient_codes(patients, len(target))
@@ -78,7 +78,7 @@ def weighted_metrics(
 ) -> Statistic:
     """The same metrics as a function of image weights: float64 [R, N] → {name: float64 [R]}, NaN where undefined.
 
-    The scores are sorted once; a row's ROC curve is then two cumulative sums, read at the end of each group of tied scores.
+    The scores are sorted once; a row's ROC curve is then two cumulative sums, read at the end of each run of ties.
     """
     order = np.argsort(-probability, kind="stable")
     score, malignant = probability[order], target[order] == 1
@@ -86,13 +86,12 @@ def weighted_metrics(
     called = int(np.searchsorted(-score[ends], -threshold, side="right"))
     squared = (probability - target) ** 2
     residuals = _binned_residuals(target, probability)  # [N, bins]
+    from_zero = ((0, 0), (1, 0))
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         ordered = weights[:, order]
-        tp = np.pad(
-            np.cumsum(ordered * malignant, axis=1)[:, ends], ((0, 0), (1, 0))
-        )  # [R, U + 1], from the point (0, 0)
-        fp = np.pad(np.cumsum(ordered * ~malignant, axis=1)[:, ends], ((0, 0), (1, 0)))
+        tp = np.pad(np.cumsum(ordered * malignant, axis=1)[:, ends], from_zero)  # [R, U + 1]
+        fp = np.pad(np.cumsum(ordered * ~malignant, axis=1)[:, ends], from_zero)
         positives, negatives = tp[:, -1], fp[:, -1]
         hits, alarms = tp[:, called], fp[:, called]
         width, height = np.diff(fp), np.diff(tp)
@@ -189,7 +188,7 @@ def _area_above(width: np.ndarray, tp: np.ndarray, minimum: float) -> np.ndarray
 
 
 def _binned_residuals(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """target - probability, each image's in the column of its bin [N, bins]; edges as scikit-learn's `calibration_curve`."""
+    """target - probability, each image's in the column of its bin [N, bins], edges as `sklearn.calibration_curve`'s."""
     edges = np.percentile(probability, np.linspace(0, 100, ECE_BINS + 1))[1:-1]
     bins = np.searchsorted(edges, probability)
     return (target - probability)[:, None] * (bins[:, None] == np.arange(ECE_BINS))
