@@ -190,24 +190,24 @@ def _retrieval(images: tuple, known: tuple, k: int) -> dict[str, float | None]:
     targets, known_targets, n = images[1], known[1], len(images[1])
     classes, position = np.unique(known_targets, return_inverse=True)
     one_hot = np.eye(len(classes), dtype=np.float32)[position]  # [M, classes]
-    place = np.arange(1, len(known_targets) + 1, dtype=np.float32)
     possible, first, precision = np.zeros(n, int), np.zeros(n, int), np.zeros(n)
     votes = np.zeros((n, len(classes)))
 
     for rows, squared in _blocks(images, known):
         allowed = np.isfinite(squared)
         same = (targets[rows, None] == known_targets) & allowed
-        votes[rows] = _votes(squared, allowed, one_hot, k)
-
         # Sorting is most of the work. As integers, distances sort in the same order, and their last bit can say whether
         # it is the own class: nothing needs to be looked up afterwards, and a tie puts the other class first.
-        key = (squared.view(np.int32) & -2) | same
-        key.sort(axis=1)
-        relevant = key & 1
+        distance = squared.view(np.int32) & -2
+        ordered = np.sort(distance | same, axis=1)
+        votes[rows] = _votes(distance, ordered & -2, allowed, one_hot, k)
+
+        relevant = ordered & 1
         possible[rows] = r = same.sum(axis=1)
         first[rows] = relevant.argmax(axis=1)
-        relevant = np.where(np.arange(len(place)) < r[:, None], relevant, 0)
-        precision[rows] = (relevant.cumsum(axis=1, dtype=np.float32) / place * relevant).sum(axis=1, dtype=np.float64)
+        relevant[np.arange(len(known_targets)) >= r[:, None]] = 0
+        hits = relevant.cumsum(axis=1, dtype=np.int32) * relevant
+        precision[rows] = (hits / np.arange(1, len(known_targets) + 1)).sum(axis=1)
 
     some, voted = possible > 0, votes.any(axis=1)
     result = dict.fromkeys(RETRIEVAL)
@@ -223,20 +223,17 @@ def _retrieval(images: tuple, known: tuple, k: int) -> dict[str, float | None]:
     return result
 
 
-def _votes(squared: np.ndarray, allowed: np.ndarray, one_hot: np.ndarray, k: int) -> np.ndarray:
+def _votes(distance: np.ndarray, ordered: np.ndarray, allowed: np.ndarray, one_hot: np.ndarray, k: int) -> np.ndarray:
     """The share of each class among the k nearest, [rows, classes]; 0 for a row without neighbours.
 
     All that are exactly as far as the k-th share the places that are left.
     """
     k = np.minimum(k, allowed.sum(axis=1, keepdims=True))
-    ordered = np.partition(squared, np.unique(k.clip(1)) - 1, axis=1)
     farthest = np.take_along_axis(ordered, k.clip(1) - 1, axis=1)
-    nearer, tied = squared < farthest, (squared == farthest) & allowed
-    left = k - nearer.sum(axis=1, keepdims=True)
-    counts = nearer.astype(np.float32) @ one_hot + left / tied.sum(axis=1, keepdims=True).clip(1) * (
-        tied.astype(np.float32) @ one_hot
-    )
-    return counts / k.clip(1)
+    nearer, tied = distance < farthest, (distance == farthest) & allowed
+    places = (k - nearer.sum(axis=1, keepdims=True)) / tied.sum(axis=1, keepdims=True).clip(1)
+    nearer, tied = nearer.astype(np.float32) @ one_hot, tied.astype(np.float32) @ one_hot
+    return (nearer + places * tied) / k.clip(1)
 
 
 def _distances(images: tuple) -> dict[str, float | None]:

@@ -30,7 +30,7 @@ def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 def oversampled(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Every image of the largest class once, those of the others repeated to as many, in random order: int64 [M].
 
-    M is the number of classes times the size of the largest; a class's images are drawn equally often, give or take one.
+    M is the number of classes times the size of the largest. In a class all are drawn equally often, give or take one.
     Random over-sampling to equal shares: Buda et al. 2018, "A systematic study of the class imbalance problem", §3.1.
     """
     rng = np.random.default_rng((seed, epoch))
