@@ -187,11 +187,15 @@ def _area_above(width: np.ndarray, tp: np.ndarray, minimum: float) -> np.ndarray
     return (width * mean).sum(axis=1)
 
 
-def _binned_residuals(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """target - probability, each image's in the column of its bin [N, bins], edges as `sklearn.calibration_curve`'s."""
+def calibration_bins(probability: np.ndarray) -> np.ndarray:
+    """Each probability's bin of equal mass, int [N] in 0 .. ECE_BINS - 1, edges as `sklearn.calibration_curve`'s."""
     edges = np.percentile(probability, np.linspace(0, 100, ECE_BINS + 1))[1:-1]
-    bins = np.searchsorted(edges, probability)
-    return (target - probability)[:, None] * (bins[:, None] == np.arange(ECE_BINS))
+    return np.searchsorted(edges, probability)
+
+
+def _binned_residuals(target: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """target - probability, each image's in the column of its bin [N, bins]."""
+    return (target - probability)[:, None] * (calibration_bins(probability)[:, None] == np.arange(ECE_BINS))
 
 
 def _reason(name: str, matrix: np.ndarray) -> str:
