@@ -2,7 +2,7 @@
 
 Figures are objects of their own, never pyplot's: nothing global, so nothing leaks and any thread may draw. One look
 everywhere: benign blue, malignant vermilion (Okabe & Ito's colour-blind safe palette), training solid, validation
-dashed. Eight inches at 160 dots an inch fill a page of 1280 pixels; 12-point text stays readable when it shrinks to 390.
+dashed. Eight inches at 160 dots an inch fill a page of 1280 pixels; 12-point text stays readable at 390 too.
 """
 
 from collections.abc import Sequence
