@@ -1,0 +1,164 @@
+"""One Keras model and its training, used twice: for the embedding and for the classifier.
+
+    network = NeuralNetwork(model, "embedding", folder, loss, learning_rate=1e-3, monitor="val_loss", mode="min")
+    history = network.fit(batches, steps, epochs=20, validate=lambda model: {"val_loss": ...})
+
+After each epoch one file, `state-<name>.npz`, holds all that decides the future: weights, optimizer, the best epoch's
+weights and the history, from which the epoch, the best value and the patience follow. It replaces its predecessor
+in one step, so a crash leaves the former epoch's. `resume=True` goes on from it.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from Modules.cli import UserError
+
+Validate = Callable[[tf.keras.Model], dict[str, float]]
+Batches = Callable[[int], tf.data.Dataset]
+
+
+class NeuralNetwork:
+    """A compiled model with its history, its best epoch and its file of state.
+
+    `history` maps each quantity to one value an epoch, as Keras's does; validation's begin with `val_`.
+    """
+
+    def __init__(
+        self,
+        model: tf.keras.Model,
+        name: str,
+        folder: Path,
+        loss: Callable,
+        learning_rate: float,
+        monitor: str = "val_loss",
+        mode: str = "min",
+        metrics: tuple = (),
+    ):
+        self.model, self.name, self.monitor, self.mode = model, name, monitor, mode
+        self.file = Path(folder) / f"state-{name}.npz"
+        self.history: dict[str, list[float]] = {}
+        self.best_weights: list[np.ndarray] = []
+        model.compile(tf.keras.optimizers.Adam(learning_rate), loss, metrics=list(metrics))
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history.get(self.monitor, ()))
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 0, with the best finite monitored value; the first where none is finite."""
+        sign = 1 if self.mode == "min" else -1
+        values = [sign * value if math.isfinite(value) else math.inf for value in self.history[self.monitor]]
+        return values.index(min(values))
+
+    def fit(
+        self,
+        batches: Batches,
+        steps: int,
+        epochs: int,
+        validate: Validate,
+        patience: int = 0,
+        resume: bool = False,
+        callbacks: tuple = (),
+    ) -> dict[str, list[float]]:
+        """Train to `epochs`, or until `patience` (0: never) epochs in a row were no better; end at the best weights.
+
+        `batches(epoch)` is the endless stream that starts at `epoch`, `steps` batches an epoch; `validate` returns the
+        validation's figures. Keras `callbacks` see them among the epoch's logs.
+        """
+        if resume and self.file.exists():
+            self.restore()
+        start = self.epochs_done
+        if start < epochs and not self.out_of_patience(patience):
+            self.model.fit(
+                batches(start),
+                initial_epoch=start,
+                epochs=epochs,
+                steps_per_epoch=steps,
+                verbose=0,
+                callbacks=[_Epochs(self, epochs, steps, validate, patience), *callbacks],
+            )
+        self.model.set_weights(self.best_weights)
+        return self.history
+
+    def out_of_patience(self, patience: int) -> bool:
+        return bool(patience) and self.epochs_done > 0 and self.epochs_done - 1 - self.best_epoch >= patience
+
+    def record(self, logs: dict[str, float]) -> None:
+        """Append an epoch to the history, keep its weights if it is the best so far, and save the state."""
+        for key, value in logs.items():
+            self.history.setdefault(key, []).append(float(value))
+        if self.best_epoch == self.epochs_done - 1:
+            self.best_weights = self.model.get_weights()
+        self.save()
+
+    def save(self) -> None:
+        arrays = {f"model_{i}": value for i, value in enumerate(self.model.get_weights())}
+        arrays |= {f"optimizer_{i}": value.numpy() for i, value in enumerate(self.model.optimizer.variables)}
+        arrays |= {f"best_{i}": value for i, value in enumerate(self.best_weights)}
+        partial = self.file.with_suffix(".partial")
+        with open(partial, "wb") as stream:
+            np.savez(stream, history=np.array(json.dumps(self.history)), **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(self.file)
+
+    def restore(self) -> None:
+        """Take up the saved state.
+
+        Raises:
+            UserError: the file is not of this model.
+        """
+        try:
+            with np.load(self.file, allow_pickle=False) as saved:
+                self.history = json.loads(str(saved["history"]))
+                parts = {
+                    part: [saved[f"{part}_{i}"] for i in range(sum(name.startswith(part) for name in saved.files))]
+                    for part in ("model", "optimizer", "best")
+                }
+            self.model.set_weights(parts["model"])
+            self.model.optimizer.build(self.model.trainable_variables)
+            for variable, value in zip(self.model.optimizer.variables, parts["optimizer"], strict=True):
+                variable.assign(value)
+            self.best_weights = parts["best"]
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{self.file} can't be resumed ({error}); remove it, or resume with the same recipe"
+            ) from error
+
+
+class _Epochs(tf.keras.callbacks.Callback):
+    """Between Keras's fit and the network: the progress bar, validation, the record, early stopping."""
+
+    def __init__(self, network: NeuralNetwork, epochs: int, steps: int, validate: Validate, patience: int):
+        super().__init__()
+        self.network, self.epochs, self.steps = network, epochs, steps
+        self.validate, self.patience = validate, patience
+
+    def on_epoch_begin(self, epoch, logs=None):
+        title = f"{self.network.name} {epoch + 1}/{self.epochs}"
+        self.bar = tqdm(total=self.steps, desc=title, unit="batch", leave=False, ncols=80, mininterval=1)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = self.bar.format_dict["elapsed"]
+        self.bar.close()
+        logs.update(self.validate(self.model))
+        self.network.record(logs)
+        name, monitor = self.network.name, self.network.monitor
+        best = " *" if self.network.best_epoch == epoch else ""
+        figures = f"loss {logs['loss']:.4f}  {monitor} {logs[monitor]:.4f}"
+        tqdm.write(f"{name} {epoch + 1}/{self.epochs}  {figures}  {seconds:.0f} s{best}")
+        if self.network.out_of_patience(self.patience):
+            self.model.stop_training = True
+            tqdm.write(f"{name}: stopped, {self.patience} epochs without a better {monitor}")

@@ -1,0 +1,182 @@
+"""Every hyper-parameter, and the recipes that set them.
+
+One frozen dataclass a stage; each field says its unit and why it has its value. Every field can be set on the command
+line: `--image-size 128`, `--loss semi-hard`, `--flips false`; the classifier's fields carry their stage in front
+(`--classifier-epochs 10`). A recipe is a named set of values, chosen with a bare word or `--recipe NAME`.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+
+from Modules.cli import Parser, UserError, nearest
+
+
+@dataclass(frozen=True)
+class Data:
+    """What goes into a batch. Augmentation is for training only; amounts are the largest, drawn uniformly each time."""
+
+    image_size: int = 256  # pixels a side, as the published Kaggle set has them
+    batch_size: int = 128  # images; the triplets of a batch grow with its cube
+    flips: bool = True  # left-right and up-down: a lesion has no upright
+    rotation: float = 0.3  # fraction of a full turn, either way
+    zoom: float = 0.0  # fraction of the size, in or out
+    brightness: float = 0.2  # fraction of the full range (255) added or taken
+    contrast: float = 0.0  # fraction of the contrast around the picture's mean
+    saturation: float = 0.0  # fraction of the saturation
+    hue: float = 0.0  # fraction of the colour circle
+    noise: float = 0.03  # standard deviation, fraction of the full range
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The embedding network and stage 1, its metric learning."""
+
+    backbone: str = "inception_v3"  # light enough for a CPU; also resnet50, mobilenet
+    backbone_layer: str = ""  # cut the backbone after this layer; empty: after its last
+    input_scaling: str = "own"  # what the backbone was trained on: own, 0..1 or -1..1
+    train_backbone: bool = True  # False: only the dense layers learn
+    batch_norm_momentum: float = 0.9  # Keras's 0.99 lags behind at a few dozen steps an epoch
+    dense_units: tuple[int, ...] = (256,)  # fully connected layers between backbone and embedding
+    embedding_size: int = 128  # dimensions, as in FaceNet
+    loss: str = "tfa-semi-hard"  # see Modules/metric_learning/losses.py
+    margin: float = 0.4  # between positive and negative distance; distances run from 0 to 2
+    distance: str = "L2"  # L2, as the reference ran it, or squared-L2, as FaceNet prints it
+    batches: str = "shuffled"  # shuffled, or class: P classes x K images of many patients
+    learning_rate: float = 1e-3  # of Adam
+    epochs: int = 20
+    patience: int = 0  # epochs without a better validation loss before stopping; 0: never
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Stage 2: the classifier on the frozen embedding."""
+
+    units: tuple[int, ...] = (32, 16, 4)  # dense layers before the output
+    leaky: bool = False  # LeakyReLU instead of ReLU
+    dropout: float = 0.0  # after each dense layer
+    outputs: int = 1  # 1: one logit; 2: two logits, whose difference is the one
+    views: int = 4  # augmented views of each image, embedded once and then trained on
+    batch_size: int = 128  # embeddings
+    learning_rate: float = 1e-3  # of Adam
+    epochs: int = 50
+    patience: int = 0  # epochs without a better validation loss before stopping; 0: never
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All of a run's hyper-parameters."""
+
+    name: str
+    data: Data = field(default_factory=Data)
+    embedding: Embedding = field(default_factory=Embedding)
+    classifier: Classifier = field(default_factory=Classifier)
+
+
+def lightweight() -> Recipe:
+    """The balanced/full-dataset reference system on InceptionV3; published accuracy about 79 % on ResNet50.
+
+    Defects mended: the embedding has unit length, which the loss assumes; validation shares no patient with training;
+    BatchNorm's statistics follow within an epoch.
+    """
+    return Recipe("lightweight")
+
+
+def full() -> Recipe:
+    """`lightweight` on ResNet50, as published."""
+    return Recipe("full", embedding=Embedding(backbone="resnet50"))
+
+
+def margin() -> Recipe:
+    """The margin reference system: triplet margin loss on random triplets; published accuracy 80.5 % of 272 images.
+
+    Defects mended: BatchNorm's statistics follow within an epoch.
+    """
+    return Recipe(
+        "margin",
+        Data(batch_size=32, rotation=0.5, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.02, noise=0.0),
+        Embedding(
+            backbone="resnet50",
+            input_scaling="-1..1",
+            dense_units=(),
+            embedding_size=512,
+            loss="triplet-margin",
+            margin=1.0,
+            learning_rate=1e-4,
+            epochs=100,
+            patience=5,
+        ),
+        Classifier(
+            units=(256, 64),
+            leaky=True,
+            dropout=0.4,
+            outputs=2,
+            batch_size=32,
+            learning_rate=1e-4,
+            epochs=80,
+            patience=5,
+        ),
+    )
+
+
+def demo(recipe: Recipe) -> Recipe:
+    """`recipe` on small pictures for a few epochs: minutes on two cores, for the synthetic demo alone."""
+    return replace(
+        recipe,
+        data=replace(recipe.data, image_size=96, batch_size=32),
+        embedding=replace(recipe.embedding, epochs=4),
+        classifier=replace(recipe.classifier, views=2, epochs=20),
+    )
+
+
+RECIPES = {recipe.__name__: recipe for recipe in (lightweight, full, margin)}
+STAGES = {"data": Data, "embedding": Embedding, "classifier": Classifier}
+
+
+def recipe_named(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}: {nearest(name, RECIPES)}")
+    return RECIPES[name]()
+
+
+def _option(stage: str, name: str) -> str:
+    """The one name a field has on the command line."""
+    return ("classifier_" if stage == "classifier" else "") + name
+
+
+def _parsed(kind: type, text: str):
+    """A field's value from its text: `true`, `3`, `0.5`, `256,64` or a word."""
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError("expected true or false")
+        return text == "true"
+    if kind == tuple[int, ...]:
+        return tuple(int(part) for part in text.split(",") if part)
+    return kind(text)
+
+
+def add_options(parser: Parser) -> None:
+    """Give `parser` one option for every field of every stage."""
+    for stage, kind in STAGES.items():
+        group = parser.add_argument_group(f"{stage} (Modules/config.py says what each is)")
+        for item in fields(kind):
+            option = "--" + _option(stage, item.name).replace("_", "-")
+            shape = {bool: "true|false", tuple[int, ...]: "N,N,...", str: "NAME"}.get(item.type, item.type.__name__)
+            group.add_argument(option, metavar=shape)
+
+
+def with_options(recipe: Recipe, options: dict[str, str | None]) -> Recipe:
+    """`recipe` with what the command line set. Raises `UserError` for a value that is not of its field's kind."""
+    for stage, kind in STAGES.items():
+        changes = {}
+        for item in fields(kind):
+            text = options.get(_option(stage, item.name))
+            if text is None:
+                continue
+            try:
+                changes[item.name] = _parsed(item.type, text)
+            except ValueError:
+                option = "--" + _option(stage, item.name).replace("_", "-")
+                raise UserError(
+                    f"{option} {text!r} is no {getattr(item.type, '__name__', 'list of numbers')}"
+                ) from None
+        recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), **changes)})
+    return recipe

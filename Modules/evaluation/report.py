@@ -1,0 +1,105 @@
+"""What a run leaves for people to look at: figures, the summary on the terminal, the JSON of every number."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from Modules.data.manifest import LABELS
+from Modules.evaluation import figures
+from Modules.metric_learning.quality import pair_distances
+
+SHOWN = {
+    "accuracy": "accuracy",
+    "recall": "sensitivity",
+    "specificity": "specificity",
+    "precision": "precision",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+}
+
+
+def write_json(file: Path, content: dict) -> None:
+    """Write in one step: a reader finds the former file or the new one, never half of it."""
+    partial = file.with_suffix(".partial")
+    with open(partial, "w") as stream:
+        json.dump(content, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def summary(result: dict, title: str) -> str:
+    """The metrics of one set of images with their intervals and the confusion matrix, in 80 columns."""
+    lines = [f"{title}: {result['n']} images, {result['n_malignant']} malignant, threshold {result['threshold']:.3f}"]
+    for name, label in SHOWN.items():
+        if result[name] is None:
+            lines.append(f"  {label:<18} undefined: {result['undefined'][name]}")
+        else:
+            interval = result[f"{name}_ci95"]
+            shown = f"95 % interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+            lines.append(f"  {label:<18} {result[name]:.4f}   {shown}")
+    (tn, fp), (fn, tp) = result["confusion_matrix"]
+    lines += [
+        f"  {'':<18} {'said benign':>12} {'said malignant':>15}",
+        f"  {'benign':<18} {tn:>12} {fp:>15}",
+        f"  {'malignant':<18} {fn:>12} {tp:>15}",
+    ]
+    return "\n".join(lines)
+
+
+def class_report(result: dict) -> str:
+    """Precision, recall, F1 and number of images of each class, in 80 columns."""
+    (tn, fp), (fn, tp) = result["confusion_matrix"]
+    lines = [f"  {'':<18} {'precision':>10} {'recall':>10} {'F1':>10} {'images':>10}"]
+    for label, right, wrong, missed in ((LABELS[0], tn, fn, fp), (LABELS[1], tp, fp, fn)):
+        precision, recall = right / max(right + wrong, 1), right / max(right + missed, 1)
+        f1 = 2 * right / max(2 * right + wrong + missed, 1)
+        lines.append(f"  {label:<18} {precision:>10.4f} {recall:>10.4f} {f1:>10.4f} {right + missed:>10}")
+    return "\n".join(lines)
+
+
+def write_inputs(folder: Path, sample: pd.DataFrame, images: np.ndarray) -> Path:
+    """A sheet of augmented training inputs [N, S, S, 3], framed by class."""
+    sheet = figures.image_sheet(images, target=sample["target"].to_numpy(), title="Augmented inputs")
+    return _save({"inputs": sheet}, folder)[0]
+
+
+def write_curves(folder: Path, stages: dict[str, tuple[dict[str, list[float]], int]]) -> list[Path]:
+    """The learning curves of each stage: name -> history and best epoch, counted from 0."""
+    return _save(
+        {
+            f"curves_{stage}": figures.learning_curves(history, f"Stage {number}: {stage}", best + 1)
+            for number, (stage, (history, best)) in enumerate(stages.items(), start=1)
+        },
+        folder,
+    )
+
+
+def write_test_figures(
+    folder: Path, test: pd.DataFrame, probability: np.ndarray, embeddings: np.ndarray, result: dict, margin: float
+) -> list[Path]:
+    """Confusion matrix, ROC and precision-recall curve, t-SNE and distances of the 50/50 set of a test split."""
+    rows = test["balanced"].to_numpy(bool)
+    test, probability, embeddings = test[rows], probability[rows], embeddings[rows]
+    targets = test["target"].to_numpy()
+    pairs = pair_distances(embeddings, targets, test["group"].to_numpy())
+    return _save(
+        {
+            "confusion_matrix": figures.confusion_matrix(result["confusion_matrix"], "Test set, 50/50"),
+            "roc_and_precision_recall": figures.roc_and_precision_recall(targets, probability, result),
+            "tsne": figures.tsne(embeddings, targets, "t-SNE of the test embedding", test["patient_id"]),
+            "distances": figures.distance_histogram(*pairs, margin=margin),
+        },
+        folder,
+    )
+
+
+def _save(pictures: dict, folder: Path) -> list[Path]:
+    for name, figure in pictures.items():
+        figures.save(figure, folder / "figures" / f"{name}.png")
+    return [folder / "figures" / f"{name}.png" for name in pictures]

@@ -1,0 +1,97 @@
+"""The run and its machine: the folder it writes to, seeds, arithmetic precision, time, versions."""
+
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import tensorflow as tf
+
+from Modules.cli import UserError
+
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """Make `folder` ready for a run.
+
+    Raises:
+        UserError: it can't be written, or holds a run that was cut off and `resume` is not asked for.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(
+            f"can't write to {folder} ({error.strerror}): choose another folder with --checkpoints"
+        ) from None
+    unfinished = sorted(folder.glob("state-*.npz"))
+    if unfinished and not resume:
+        raise UserError(
+            f"{folder} holds a run that was cut off: --resume goes on with it, removing {unfinished[0]} forgets it"
+        )
+
+
+class Stopwatch:
+    """Wall-clock seconds of each stage, in order."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._last = round(now - self._last, 1), now
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def set_seeds(seed: int, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and TensorFlow; `deterministic` also forbids operations whose result depends on timing."""
+    tf.keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def fastest_precision() -> str:
+    """The arithmetic that trains fastest here without losing quality.
+
+    bfloat16 where the hardware multiplies it: GPUs from compute capability 8 (Ampere) on, CPUs with AMX or AVX-512
+    BF16. float16 on GPUs with tensor cores before that (7.x). Else float32.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+
+
+def set_precision(name: str) -> str:
+    """Make `auto`, `float32`, `bfloat16` or `float16` the policy of the layers built from now on; returns its name.
+
+    Raises:
+        UserError: for any other name.
+    """
+    if name == "auto":
+        name = fastest_precision()
+    if name not in PRECISIONS:
+        raise UserError(f"unknown precision {name!r}: known are auto, {', '.join(PRECISIONS)}")
+    tf.keras.mixed_precision.set_global_policy(PRECISIONS[name])
+    return name
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on beside the code."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": tf.keras.__version__,
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+    }

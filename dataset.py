@@ -1,0 +1,143 @@
+"""From the manifest to batches: the only place where training, evaluation and prediction read pictures.
+
+    manifest = load_manifest("datasets/balanced")
+    table = select(manifest, "train")                     # the 50/50 set; full=True: every image
+    batches, steps = training_batches(table, recipe, seed=0)
+
+Every random choice (order, augmentation) comes stateless from (seed, epoch, place in the epoch): the same on any
+machine, with any number of threads, and after any interruption.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from Modules.cli import UserError, nearest
+from Modules.config import Data, Recipe
+from Modules.data.augmentation import augment
+from Modules.data.images import read_image
+from Modules.data.manifest import fold_view, read_manifest
+from Modules.metric_learning.sampling import class_batches, oversampled, shuffled
+
+Plan = Callable[[], Iterable[tuple[int, int, np.ndarray]]]  # -> (epoch, place of the first in it, positions [B])
+
+
+def load_manifest(folder: str | Path, fold: int | None = None, verify: bool = False) -> pd.DataFrame:
+    """The checked manifest of a data set, with one more column `file`; `fold` becomes the test split where given.
+
+    Raises:
+        UserError: no manifest, or one in which a patient or a group crosses splits, or that was edited.
+    """
+    manifest = read_manifest(Path(folder), verify=verify)
+    if fold is not None:
+        manifest = fold_view(manifest, fold)
+    return manifest.assign(file=[str(Path(folder) / path) if path else "" for path in manifest["path"].fillna("")])
+
+
+def select(manifest: pd.DataFrame, split: str, full: bool = False) -> pd.DataFrame:
+    """The rows of `train` (external ones too), `validation` or `test`: the 50/50 set, or everything where `full`.
+
+    Raises:
+        UserError: fewer than two images of a class: nothing could be learned or measured.
+    """
+    rows = manifest[manifest["split"].isin(("train", "external") if split == "train" else (split,))]
+    rows = rows if full else rows[rows["balanced"]]
+    smallest = rows["target"].value_counts().reindex([0, 1], fill_value=0).min()
+    if smallest < 2:
+        raise UserError(f"the {split} split has {smallest} images of one class; expected 2 or more: add images")
+    return rows.reset_index(drop=True)
+
+
+def epoch_batches(table: pd.DataFrame, recipe: Recipe, full: bool, seed: int, epoch: int) -> np.ndarray:
+    """Positions in `table` [steps, B] that one epoch visits; a last batch that is not full waits for the next epoch.
+
+    Raises:
+        UserError: unknown kind of batches.
+    """
+    kind, size = recipe.embedding.batches, recipe.data.batch_size
+    targets = table["target"].to_numpy()
+    if kind == "class":
+        return class_batches(targets, table["patient_id"].to_numpy(), size, seed, epoch)
+    if kind != "shuffled":
+        raise UserError(f"unknown kind of batches {kind!r}: {nearest(kind, ('shuffled', 'class'))}")
+    order = oversampled(targets, seed, epoch) if full else shuffled(len(table), seed, epoch)
+    size = min(size, len(order))
+    return order[: len(order) // size * size].reshape(-1, size)
+
+
+def training_batches(
+    table: pd.DataFrame, recipe: Recipe, seed: int, full: bool = False, start: int = 0
+) -> tuple[tf.data.Dataset, int]:
+    """Endless augmented batches (float32 [B, S, S, 3] in 0..255, int32 [B]) from epoch `start` on; steps an epoch."""
+
+    def plan() -> Iterator[tuple[int, int, np.ndarray]]:
+        for epoch in count(start):
+            place = 0
+            for positions in epoch_batches(table, recipe, full, seed, epoch):
+                yield epoch, place, positions
+                place += len(positions)
+
+    steps = len(epoch_batches(table, recipe, full, seed, 0))
+    return _batches(table, recipe.data, plan, seed), steps
+
+
+def vector_batches(
+    vectors: np.ndarray, targets: np.ndarray, batch_size: int, seed: int, start: int = 0
+) -> tuple[tf.data.Dataset, int]:
+    """Endless shuffled batches of arrays (float32 [B, ...], targets [B, 1]) from epoch `start` on; steps an epoch."""
+    size = min(batch_size, len(vectors))
+    steps = len(vectors) // size
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for epoch in count(start):
+            order = shuffled(len(vectors), seed, epoch)
+            for positions in order[: steps * size].reshape(steps, size):
+                yield vectors[positions], targets[positions, None]
+
+    signature = (tf.TensorSpec((size, *vectors.shape[1:]), tf.float32), tf.TensorSpec((size, 1), targets.dtype))
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(8), steps
+
+
+def view_batches(table: pd.DataFrame, config: Data, views: int, seed: int) -> tf.data.Dataset:
+    """`views` augmented views of every image in turn, in order: batches as above, `views` x N images in all."""
+    # Another seed than stage 1's, so that no view repeats one the embedding was trained on.
+    return _batches(table, config, lambda: _in_order(len(table), config.batch_size, range(views)), seed + 2**32)
+
+
+def image_batches(table: pd.DataFrame, config: Data) -> tf.data.Dataset:
+    """Every image once, in order, as it is."""
+    return _batches(table, config, lambda: _in_order(len(table), config.batch_size, range(1)), None)
+
+
+def _in_order(n: int, batch_size: int, epochs: Iterable[int]) -> Iterator[tuple[int, int, np.ndarray]]:
+    for epoch in epochs:
+        for place in range(0, n, batch_size):
+            yield epoch, place, np.arange(place, min(place + batch_size, n))
+
+
+def _batches(table: pd.DataFrame, config: Data, plan: Plan, seed: int | None) -> tf.data.Dataset:
+    """Read what `plan` names; augment it where a seed is given."""
+    files, targets = table["file"].to_numpy(), table["target"].to_numpy(np.int32)
+    size = config.image_size
+
+    def read(epoch: np.ndarray, place: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((len(positions), size, size, 3), np.uint8)
+        for i, position in enumerate(positions):
+            image = read_image(files[position], size)
+            if seed is not None:
+                image = augment(image, config, np.random.default_rng((seed, epoch, place + i)))
+            images[i] = image
+        return images, targets[positions]
+
+    def load(*item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # uint8 crosses from Python: a quarter of the bytes of float32.
+        images, labels = tf.numpy_function(read, item, (tf.uint8, tf.int32), stateful=False)
+        return tf.ensure_shape(tf.cast(images, tf.float32), (None, size, size, 3)), tf.ensure_shape(labels, (None,))
+
+    signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64), tf.TensorSpec((None,), tf.int64))
+    stream = tf.data.Dataset.from_generator(plan, output_signature=signature)
+    return stream.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)

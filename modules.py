@@ -1,0 +1,188 @@
+"""The networks: backbone -> dense -> unit-length embedding, the classifier on it, and the two joined.
+
+Every network is flat and made of Keras's own layers with plain parameters, preprocessing included, so that the saved
+file opens in any Keras with `safe_mode` on and without this code.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from Modules.cli import UserError, nearest
+from Modules.config import Classifier, Embedding
+
+layers = tf.keras.layers
+
+# Name: (constructor, the scaling its published weights were trained with).
+BACKBONES = {
+    "inception_v3": (tf.keras.applications.InceptionV3, "-1..1"),
+    "resnet50": (tf.keras.applications.ResNet50, "caffe"),
+    "mobilenet": (tf.keras.applications.MobileNet, "-1..1"),
+}
+SCALINGS = ("own", "0..1", "-1..1", "caffe")
+
+
+def preprocess(images: tf.Tensor, scaling: str) -> tf.Tensor:
+    """Scale images [B, S, S, 3] from 0..255 to what a backbone expects, in float32 whatever the policy.
+
+    `caffe` (ResNet50): blue, green, red with ImageNet's mean taken off, written as a fixed 1x1 convolution because the
+    saved model may hold only layers with plain parameters.
+    """
+    if scaling == "0..1":
+        return layers.Rescaling(1 / 255, dtype="float32", name="preprocess")(images)
+    if scaling == "-1..1":
+        return layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="preprocess")(images)
+    swap = layers.Conv2D(3, 1, trainable=False, dtype="float32", name="preprocess")
+    swapped = swap(images)
+    swap.set_weights([np.eye(3)[::-1].reshape(1, 1, 3, 3), -np.array([103.939, 116.779, 123.68])])
+    return swapped
+
+
+def weights_file(weights: str, backbone: str) -> str | None:
+    """What `--weights` means for a backbone: `imagenet`, None (random), or the path of a file.
+
+    Raises:
+        UserError: neither a known word, nor a file, nor a folder that holds `<backbone>_notop.weights.h5`.
+    """
+    if weights in ("imagenet", "none"):
+        return None if weights == "none" else weights
+    path = Path(weights)
+    if path.is_dir():
+        path = path / f"{backbone}_notop.weights.h5"
+    if not path.is_file():
+        raise UserError(f"--weights {weights}: no file {path}; expected imagenet, none, a file, or a folder holding it")
+    return str(path)
+
+
+def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
+    """The weights of a whole backbone without its top, or None for random ones.
+
+    Raises:
+        UserError: ImageNet's weights can't be downloaded, or a file does not fit.
+    """
+    source = weights_file(weights, backbone)
+    if source is None:
+        return None
+    try:
+        return BACKBONES[backbone][0](include_top=False, weights=source).get_weights()
+    except Exception as error:  # urllib, h5py and Keras each raise their own
+        if source == "imagenet":
+            raise UserError(
+                f"ImageNet weights of {backbone} can't be downloaded. Three ways out: --weights PATH (a file or folder with "
+                f"{backbone}_notop.weights.h5, fetched elsewhere), --weights none (random), or connect and retry"
+            ) from error
+        raise UserError(f"--weights {source}: not weights of {backbone} without its top ({error})") from error
+
+
+def build_backbone(config: Embedding, image_size: int, weights: list[np.ndarray] | None = None) -> tf.keras.Model:
+    """Images [B, S, S, 3] in 0..255 -> pooled features [B, F]; preprocessing is the first layer.
+
+    Raises:
+        UserError: unknown backbone, scaling or inner layer.
+    """
+    if config.backbone not in BACKBONES:
+        raise UserError(f"unknown backbone {config.backbone!r}: {nearest(config.backbone, BACKBONES)}")
+    if config.input_scaling not in SCALINGS:
+        raise UserError(f"unknown input scaling {config.input_scaling!r}: {nearest(config.input_scaling, SCALINGS)}")
+    constructor, own_scaling = BACKBONES[config.backbone]
+    scaling = own_scaling if config.input_scaling == "own" else config.input_scaling
+
+    images = tf.keras.Input((image_size, image_size, 3), name="image")
+    scaled = preprocess(images, scaling)
+    try:
+        backbone = constructor(include_top=False, weights=None, input_tensor=scaled)
+    except ValueError as error:
+        raise UserError(f"--image-size {image_size} does not suit {config.backbone}: {error}") from error
+    if weights is not None:
+        fixed = backbone.get_layer("preprocess").get_weights()
+        backbone.set_weights(fixed + weights)
+    for layer in backbone.layers:
+        layer.trainable = config.train_backbone and layer.name != "preprocess"
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = config.batch_norm_momentum
+    if config.backbone_layer and config.backbone_layer not in (names := [layer.name for layer in backbone.layers]):
+        raise UserError(
+            f"{config.backbone} has no layer {config.backbone_layer!r}: {nearest(config.backbone_layer, names)}"
+        )
+    top = backbone.get_layer(config.backbone_layer).output if config.backbone_layer else backbone.output
+    features = layers.GlobalAveragePooling2D(name="features", dtype="float32")(top)
+    return tf.keras.Model(images, features, name=config.backbone)
+
+
+def build_embedding(config: Embedding, image_size: int, weights: list[np.ndarray] | None = None) -> tf.keras.Model:
+    """Images [B, S, S, 3] in 0..255 -> embeddings [B, D] float32 of unit length (FaceNet, section 3)."""
+    backbone = build_backbone(config, image_size, weights)
+    x = backbone.output
+    for index, units in enumerate(config.dense_units, start=1):
+        x = layers.Dense(units, activation="relu", name=f"dense_{index}")(x)
+    # In float32 under any policy: the loss compares differences of nearly equal distances.
+    x = layers.Dense(config.embedding_size, dtype="float32", name="projection")(x)
+    # Each row has length 1. Normalising the whole batch instead leaves every distance near sqrt(2 / B) and the loss at
+    # the margin: likely the published failure.
+    x = layers.UnitNormalization(axis=-1, dtype="float32", name="embedding")(x)
+    return tf.keras.Model(backbone.input, x, name="embedding_network")
+
+
+def build_classifier(config: Classifier, embedding_size: int) -> tf.keras.Model:
+    """Embeddings [B, D] of unit length -> probability of melanoma [B, 1] float32.
+
+    Two outputs are two logits, trained by cross-entropy: the same as one sigmoid on their difference, which a fixed
+    dense layer takes.
+    """
+    embeddings = tf.keras.Input((embedding_size,), name="embeddings")
+    x = embeddings
+    for index, units in enumerate(config.units, start=1):
+        x = layers.Dense(units, dtype="float32", name=f"classifier_{index}")(x)
+        x = (layers.LeakyReLU if config.leaky else layers.ReLU)(dtype="float32", name=f"classifier_{index}_active")(x)
+        if config.dropout:
+            x = layers.Dropout(config.dropout, seed=index, dtype="float32", name=f"classifier_{index}_dropout")(x)
+    x = layers.Dense(config.outputs, dtype="float32", name="logits")(x)
+    if config.outputs == 2:
+        difference = tf.keras.initializers.Constant([[-1.0], [1.0]])
+        x = layers.Dense(
+            1, use_bias=False, kernel_initializer=difference, trainable=False, dtype="float32", name="difference"
+        )(x)
+    probability = layers.Activation("sigmoid", dtype="float32", name="probability")(x)
+    return tf.keras.Model(embeddings, probability, name="classifier")
+
+
+def join(embedding: tf.keras.Model, classifier: tf.keras.Model) -> tf.keras.Model:
+    """One flat model: images [B, S, S, 3] in 0..255 -> probability [B, 1]. Shares both models' layers."""
+    x = embedding.output
+    for layer in classifier.layers[1:]:
+        x = layer(x)
+    return tf.keras.Model(embedding.input, x, name="siamese_melanoma_classifier")
+
+
+def classifier_metrics() -> list[tf.keras.metrics.Metric]:
+    """Accuracy, precision, recall and F1 of probabilities [B, 1] against targets [B, 1]."""
+    return [
+        tf.keras.metrics.BinaryAccuracy("accuracy"),
+        tf.keras.metrics.Precision(name="precision"),
+        tf.keras.metrics.Recall(name="recall"),
+        tf.keras.metrics.F1Score(threshold=0.5, average="micro", name="f1_score"),
+    ]
+
+
+def save(model: tf.keras.Model, file: Path) -> None:
+    """Write `model`, without loss and optimizer, in one step: the former file stays until the new one is whole."""
+    partial = file.with_name("partial.keras")
+    model.save(partial)
+    partial.replace(file)
+
+
+def load(file: Path) -> tf.keras.Model:
+    """A saved joined model.
+
+    Raises:
+        UserError: no such file, or not a model that `train.py` wrote.
+    """
+    if not file.is_file():
+        raise UserError(f"no checkpoint {file}: train one with python train.py, or name another with --checkpoint")
+    try:
+        model = tf.keras.models.load_model(file, compile=False, safe_mode=True)
+        model.get_layer("embedding")
+    except Exception as error:  # a file of any content can fail anywhere in Keras
+        raise UserError(f"{file} is no model that train.py wrote ({str(error).splitlines()[0]})") from error
+    return model
