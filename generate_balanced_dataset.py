@@ -34,7 +34,7 @@ from Modules.data import metadata
 from Modules.data.groups import identical_pairs
 from Modules.data.images import encode_jpeg, read_image, scan
 from Modules.data.manifest import LABELS, SPLITS, TABLE, is_data_set, write_manifest
-from Modules.data.splits import plan, read_kept
+from Modules.data.plan import plan, read_kept
 
 SOURCE, OUTPUT = Path("datasets/smaller"), Path("datasets/balanced")
 

@@ -55,7 +55,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
-    """The picture at `path`, uint8 [H, W, 3] RGB; with `size` squashed to [size, size, 3]. ImageError names the path."""
+    """The picture at `path`, uint8 [H, W, 3] RGB; `size` squashes it to [size, size, 3]. ImageError names the path."""
     try:
         pixels = decode(_read(path))
     except ImageError as error:
@@ -81,8 +81,8 @@ def scan(paths: Sequence[str | os.PathLike | None], progress: bool = True) -> pd
     """Open each file once, on all cores, and tell what it holds; no bad file ends the scan.
 
     One row a path (None: no file), in order: `width`, `height` (pixels, as shown), `bytes`, `sha256` (of the file;
-    empty where unread), `plain` (a JPEG with nothing to convert), `notes` (what `decode` converts, e.g. "CMYK, rotated")
-    and `reason` (None when usable, else "absent", "unreadable: ...", "tiny: ..." or "nearly blank: ...").
+    empty where unread), `plain` (a JPEG with nothing to convert), `notes` (what `decode` converts: "CMYK, rotated") and
+    `reason` (None when usable, else "absent", "unreadable: ...", "tiny: ..." or "nearly blank: ...").
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, hashing and decoding all release the interpreter's lock
         rows = tqdm(

@@ -5,114 +5,12 @@ All randomness is a hash of seed and name, so the outcome depends on neither the
 
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from Modules.cli import UserError
-from Modules.data.groups import find_duplicates, group_ids, neighbours
-from Modules.data.metadata import read_csv, shown
-
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 CLASSES = ("malignant", "benign")
-
-
-def plan(
-    table: pd.DataFrame, pairs: pd.DataFrame, seed: int = 0, folds: int = 0, kept: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """Where each image goes: `table` sorted by id, with the columns group, split, balanced, fold, duplicate_of, reason.
-
-    `table`: isic_id (unique), patient_id, lesion_id, target, bytes, sha256, external (bool), reason (NA: usable).
-    `pairs`: ids in `first`, `second` that show the same picture, `kind` a word. Its larger file stays, ties by id.
-
-    The sources' own images are placed as if there were no external ones. These go to training unless their group holds
-    a validation or test image, or with folds any image of the sources.
-
-    `kept` (isic_id, split, fold): an earlier outcome. Its images stay where they were, new images of their groups join
-    them, and new images that would tie two of its splits or folds together are left out. Of two of its images that turn
-    out to show one picture in different splits, the one in test stays before validation before training.
-    """
-    table = table.sort_values("isic_id", ignore_index=True)
-    own = _place_own(table[~table["external"]].reset_index(drop=True), pairs, seed, folds, kept)
-    if table["external"].any():
-        external = _place_external(own, table[table["external"]], pairs, seed, folds)
-        own = pd.concat([own, external], ignore_index=True).sort_values("isic_id", ignore_index=True)
-    return own
-
-
-def _place_own(
-    table: pd.DataFrame, pairs: pd.DataFrame, seed: int, folds: int, kept: pd.DataFrame | None
-) -> pd.DataFrame:
-    home, precedence = pd.Series(pd.NA, table.index, dtype="str"), np.zeros(len(table))
-    bridges, kept_splits, kept_folds = pd.Series(False, table.index), {}, {}
-    if kept is not None:
-        kept = kept[kept["split"].isin(list(SHARES))].set_index("isic_id")
-        keep_folds = bool(folds) and (kept["fold"] >= 0).any()
-        if keep_folds and kept["fold"].max() + 1 != folds:
-            raise UserError(f"the kept manifest has {kept['fold'].max() + 1} folds: give --folds that number, or 0")
-        homes = kept["split"] + ("/" + kept["fold"].astype("str") if keep_folds else "")
-        home = table["isic_id"].map(homes)
-        precedence = table["isic_id"].map(kept["split"]).map({"test": 0, "validation": 1, "train": 2}).fillna(3)
-        near = neighbours(table, pairs, home)
-        bridges.loc[near.index[near["touches"].map(len) > 1]] = True
-        of = home.set_axis(table["isic_id"])
-        ends = [pairs[side].map(of) for side in ("first", "second")]
-        pairs_within = pairs[ends[0].isna() | ends[1].isna() | (ends[0] == ends[1])]
-    else:
-        pairs_within = pairs
-    table["rank"] = np.lexsort((table["isic_id"], -table["bytes"], precedence)).argsort()
-    table["settled"] = False
-    table["duplicate_of"] = pd.Series(pd.NA, table.index, dtype="str")
-    usable = table.index[table["reason"].isna()]
-    table.loc[usable, ["duplicate_of", "reason"]] = find_duplicates(table.loc[usable], pairs)
-    table.loc[bridges & table["reason"].isna(), "reason"] = "leak: it would tie kept splits together"
-    table["group"] = table["isic_id"]
-    table.loc[~bridges, "group"] = group_ids(table[~bridges], pairs_within)
-    if kept is not None:
-        homes = home.groupby(table["group"].where(~bridges)).agg(lambda values: sorted(set(values.dropna())))
-        if len(torn := homes[homes.map(len) > 1]):
-            raise UserError(
-                f"the kept manifest puts one group on several sides, so it was made from other patients or lesions: "
-                f"{shown(f'the group of {name} in ' + ' and '.join(sides) for name, sides in torn.items())}"
-            )
-        homes = homes[homes.map(len) == 1].map(lambda values: values[0].split("/"))
-        kept_splits = homes.str[0].to_dict()
-        kept_folds = homes.str[1].astype(int).to_dict() if keep_folds else {}
-    alive = table["reason"].isna()
-    table["split"], table["fold"], table["balanced"] = "excluded", -1, False
-    table.loc[alive, "split"] = assign_splits(table[alive], seed, kept_splits)
-    if folds:
-        table.loc[alive, "fold"] = assign_folds(table[alive], folds, seed, kept_folds)
-    table.loc[alive, "balanced"] = draw_balanced(table[alive], ["split", "fold"], seed)
-    return table
-
-
-def _place_external(own: pd.DataFrame, table: pd.DataFrame, pairs: pd.DataFrame, seed: int, folds: int) -> pd.DataFrame:
-    table = table.assign(settled=False, rank=np.lexsort((table["isic_id"], -table["bytes"])).argsort())
-    table["duplicate_of"] = pd.Series(pd.NA, table.index, dtype="str")
-    read = own[own["sha256"].fillna("") != ""].assign(settled=True)
-    read["rank"] += len(own) * read["reason"].notna()  # what stays comes before what was left out
-    both = pd.concat([read, table[table["reason"].isna()]], ignore_index=True)
-    found = find_duplicates(both, pairs).set_axis(both["isic_id"])
-    usable = table["reason"].isna()
-    table.loc[usable, ["duplicate_of", "reason"]] = found.loc[table.loc[usable, "isic_id"]].to_numpy()
-
-    both = pd.concat([own, table.assign(group=pd.NA)], ignore_index=True)
-    near = neighbours(both, pairs, both["group"]).set_axis(table.index)
-    split_of = own[own["split"] != "excluded"].groupby("group")["split"].first()
-    for row, touched in near["touches"].items():
-        splits = sorted({split_of[group] for group in touched if group in split_of.index})
-        if pd.isna(table.loc[row, "reason"]) and (splits if folds else set(splits) - {"train"}):
-            table.loc[row, "reason"] = f"leak: grouped with images in {' and '.join(splits)}"
-    table["group"] = [
-        min(touched, default=piece) for touched, piece in near[["touches", "piece"]].itertuples(index=False)
-    ]
-    alive = table["reason"].isna()
-    table["split"] = np.where(alive, "external", "excluded")
-    table["fold"], table["balanced"] = -1, False
-    table.loc[alive, "balanced"] = draw_balanced(table[alive], ["split"], seed)
-    return table
 
 
 def assign_splits(table: pd.DataFrame, seed: int = 0, kept: Mapping[str, str] | None = None) -> np.ndarray:
@@ -204,20 +102,3 @@ def draw_balanced(table: pd.DataFrame, within: Sequence[str], seed: int = 0) -> 
 def order_key(seed: Hashable, name: str) -> bytes:
     """A position in a random order that is the same on every machine."""
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
-
-
-def read_kept(path: Path) -> pd.DataFrame:
-    """What `plan` keeps: isic_id, split, fold (-1: none) from a data set's folder, its manifest or a list like it."""
-    path = Path(path)
-    table = read_csv(path / "manifest.csv" if path.is_dir() else path)
-    if missing := {"isic_id", "split"} - set(table.columns):
-        raise UserError(
-            f"{path}: a manifest or list to keep has the columns isic_id and split; no {sorted(missing)[0]}"
-        )
-    fold = pd.to_numeric(table["fold"] if "fold" in table else pd.Series(-1, table.index), errors="coerce")
-    table = pd.DataFrame({"isic_id": table["isic_id"], "split": table["split"], "fold": fold.fillna(-1).astype(int)})
-    table = table[table["split"].isin(list(SHARES))]
-    repeated = table.loc[table["isic_id"].duplicated(), "isic_id"]
-    if len(repeated):
-        raise UserError(f"{path}: one id, one row: {shown(repeated)}")
-    return table
