@@ -52,7 +52,7 @@ def embedding_quality(
     the vote among the k nearest in proportion, so that the order of the rows has no say.
     """
     embeddings, targets = np.asarray(embeddings, np.float32), np.asarray(targets)
-    codes, reference_codes = _codes(len(targets), groups, reference)
+    codes, reference_codes = numbered_groups(len(targets), groups, reference)
     images = embeddings, targets, codes
     known = (
         images
@@ -62,7 +62,7 @@ def embedding_quality(
 
     result = dict.fromkeys(RETRIEVAL + DISTANCES + SPREAD) | {"n": len(targets)}
     if len(targets) and np.isfinite(embeddings).all():
-        result |= spread(embeddings) | _distances(images)
+        result |= spread(embeddings) | class_distances(images)
         if len(np.unique(known[1])) > 1 and np.isfinite(known[0]).all():
             result |= _retrieval(images, known, k)
     return result
@@ -95,7 +95,7 @@ def pair_distances(
     All pairs from different groups where the set has at most `limit` pairs, otherwise a random sample.
     """
     embeddings, targets = np.asarray(embeddings, np.float32), np.asarray(targets)
-    n, codes = len(targets), _codes(len(targets), groups)[0]
+    n, codes = len(targets), numbered_groups(len(targets), groups)[0]
     if n * (n - 1) // 2 <= limit:
         first, second = np.triu_indices(n, 1)
     else:
@@ -128,7 +128,7 @@ def k_shot(
     prototype is left out of that draw. A k that a class does not reach gives None.
     """
     embeddings, targets = np.asarray(embeddings, np.float64), np.asarray(targets)
-    codes, reference_codes = _codes(len(targets), groups, reference)
+    codes, reference_codes = numbered_groups(len(targets), groups, reference)
     known, known_targets = (embeddings, targets) if reference is None else map(np.asarray, reference[:2])
     classes = np.unique(known_targets)
     members = [np.flatnonzero(known_targets == value) for value in classes]
@@ -155,7 +155,9 @@ def k_shot(
     return result
 
 
-def _codes(n: int, groups: np.ndarray | None, reference: Labelled | None = None) -> tuple[np.ndarray, np.ndarray]:
+def numbered_groups(
+    n: int, groups: np.ndarray | None, reference: Labelled | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The groups of a set of n images and of its reference (by default the set itself), numbered together."""
     names = [None] * n if groups is None else list(groups)
     if reference is None:
@@ -164,7 +166,7 @@ def _codes(n: int, groups: np.ndarray | None, reference: Labelled | None = None)
     return codes[:n], codes[n:]
 
 
-def _blocks(images: tuple, known: tuple) -> Iterator[tuple[slice, np.ndarray]]:
+def distance_blocks(images: tuple, known: tuple) -> Iterator[tuple[slice, np.ndarray]]:
     """Squared distances [rows, M] of a block of rows of `images` to all M of `known`, infinite inside a group.
 
     Memory stays at some hundred megabytes for any number of images.
@@ -193,7 +195,7 @@ def _retrieval(images: tuple, known: tuple, k: int) -> dict[str, float | None]:
     possible, first, precision = np.zeros(n, int), np.zeros(n, int), np.zeros(n)
     votes = np.zeros((n, len(classes)))
 
-    for rows, squared in _blocks(images, known):
+    for rows, squared in distance_blocks(images, known):
         allowed = np.isfinite(squared)
         same = (targets[rows, None] == known_targets) & allowed
         # Sorting is most of the work. As integers, distances sort in the same order, and their last bit can say whether
@@ -236,12 +238,12 @@ def _votes(distance: np.ndarray, ordered: np.ndarray, allowed: np.ndarray, one_h
     return (nearer + places * tied) / k.clip(1)
 
 
-def _distances(images: tuple) -> dict[str, float | None]:
+def class_distances(images: tuple) -> dict[str, float | None]:
     """The metrics named in DISTANCES."""
     classes, own = np.unique(images[1], return_inverse=True)
     one_hot = np.eye(len(classes), dtype=np.float32)[own]
     total, count = np.zeros((2, len(own), len(classes)))  # of the distances from each image to each class
-    for rows, squared in _blocks(images, images):
+    for rows, squared in distance_blocks(images, images):
         allowed = np.isfinite(squared)
         total[rows] = np.sqrt(np.where(allowed, squared, 0)) @ one_hot
         count[rows] = allowed.astype(np.float32) @ one_hot

@@ -1,0 +1,152 @@
+"""The collapse watch: what the embedding looks like after each epoch, and what is wrong with it, in one line.
+
+Triplet losses have a trivial point to fall to: all images on one spot, every distance 0 and the loss at the margin
+(Schroff et al. 2015, "FaceNet", §3.2; Hermans et al. 2017, "In defense of the triplet loss", §3). From outside it looks
+like slow learning: with semi-hard triplets a healthy embedding too may keep the loss within a few per cent of the margin.
+So the loss alone proves nothing; the distances show which of the two it is.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from Modules.metric_learning.quality import DISTANCES, SPREAD, class_distances, distance_blocks, numbered_groups, spread
+
+AT_MARGIN = 0.9  # a loss above this share of the margin is at the margin
+CLOSE = 0.25  # mean distance of two classes; unit-length embeddings start at 0.5 to 1.4 and do not come here to learn
+POINT = 0.1  # the same where no margin says whether the loss agrees
+GROWTH = 1.05  # distances that grow by this much within the epochs looked at are on their way out
+UNIT = 0.05  # tolerance of the unit length
+STILL = {"loss": 0.02, "mean_positive_distance": 0.005, "mean_negative_distance": 0.005}  # relative change that is none
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong: `kind` is "collapse", "stuck" or "nan"; `message` is one line: what happens and what to change."""
+
+    kind: str
+    epoch: int
+    message: str
+
+
+def embedding_statistics(
+    embeddings: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray | None = None,
+    margin: float | None = None,
+    squared: bool = False,
+    limit: int = 2000,
+) -> dict[str, float | None]:
+    """What the watch needs to know of embeddings [N, D] of classes [N] after an epoch.
+
+    mean_positive_distance, mean_negative_distance, silhouette, embedding_std, effective_rank: as in quality.py.
+    mean_norm: mean length of an embedding.
+    active_triplets: share of the triplets (anchor, positive, negative) from different groups whose loss is not 0,
+        d(a, p) - d(a, n) + margin > 0. `squared`: of squared distances. No margin (None) counts as 0.
+
+    Undefined is None. Of more than `limit` images always the same random part is looked at: a fraction of a second.
+    """
+    embeddings, targets = np.asarray(embeddings, np.float32), np.asarray(targets)
+    codes = numbered_groups(len(targets), groups)[0]
+    if len(targets) > limit:
+        rows = np.sort(np.random.default_rng(0).permutation(len(targets))[:limit])
+        embeddings, targets, codes = embeddings[rows], targets[rows], codes[rows]
+
+    result = dict.fromkeys(DISTANCES + SPREAD + ("active_triplets", "mean_norm"))
+    if len(targets) and np.isfinite(embeddings).all():
+        images = embeddings, targets, codes
+        result |= class_distances(images) | spread(embeddings)
+        result["active_triplets"] = active_triplets(images, margin or 0, squared)
+        result["mean_norm"] = float(np.linalg.norm(embeddings, axis=1).mean())
+    return result
+
+
+def active_triplets(images: tuple[np.ndarray, np.ndarray, np.ndarray], margin: float, squared: bool) -> float | None:
+    """The share of active triplets (see `embedding_statistics`) of (embeddings, targets, group codes), in O(N²) memory."""
+    targets, active, triplets = images[1], 0, 0
+    for rows, distance in distance_blocks(images, images):
+        for target, row in zip(targets[rows], distance if squared else np.sqrt(distance), strict=True):
+            allowed, same = np.isfinite(row), targets == target
+            positive, negative = row[allowed & same], np.sort(row[allowed & ~same])
+            active += int(np.searchsorted(negative, positive + np.float32(margin)).sum())
+            triplets += len(positive) * len(negative)
+    return active / triplets if triplets else None
+
+
+def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Diagnosis | None:
+    """What is wrong with a training, told from its epochs so far; None as long as nothing is.
+
+    history: one record an epoch: `loss`, of the metric loss alone, and the numbers of `embedding_statistics`, with or
+    without Keras's `val_` in front; `epoch` if they do not count from 1. What is missing, None or NaN is passed over.
+    Leave out the epochs of a warm-up. margin: None for a loss without. All but the first must hold for `patience` epochs:
+
+    nan: the loss is not a number.
+    collapse: the loss is at the margin, and the classes are closer than CLOSE or the embeddings not of unit length (a
+        batch normalised as a whole leaves distances of √(2 / B)); or, whatever the loss, they are closer than POINT.
+        Embeddings of unit length whose distances grow are left alone: many a network starts from a narrow cone. A low
+        rank by itself is no collapse: two classes that are perfectly apart have rank 2.
+    stuck: neither distances nor loss have changed since the first epoch. Plateaus later on are for early stopping.
+    """
+    if not history:
+        return None
+    epoch, loss = history[-1].get("epoch", len(history)), history[-1].get("loss")
+    if loss is not None and not math.isfinite(loss):
+        return Diagnosis("nan", epoch, f"epoch {epoch}: the loss is {loss}; lower --learning-rate or use float32")
+    if len(history) < patience:
+        return None
+
+    recent = history[-patience:]
+    distances = [_value(record, "mean_negative_distance") for record in recent]
+    if all(_collapsed(record, margin) for record in recent) and (
+        any(map(_wrong_length, recent)) or distances[-1] <= GROWTH * distances[0]
+    ):
+        return Diagnosis(
+            "collapse", epoch, f"epoch {epoch}: the embedding has collapsed: {_symptoms(recent[-1], margin)}"
+        )
+    if all(_same(history, name, tolerance) for name, tolerance in STILL.items()):
+        values = ", ".join(f"{name.replace('_', ' ')} {_value(history[-1], name):.3f}" for name in STILL)
+        cure = "raise --learning-rate, or let more of its layers train"
+        return Diagnosis("stuck", epoch, f"epoch {epoch}: the network does not move: {values} have not changed; {cure}")
+    return None
+
+
+def _value(record: dict, name: str) -> float | None:
+    """A number of a record, None where it is missing or undefined."""
+    value = record.get(name, record.get(f"val_{name}"))
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _at_margin(record: dict, margin: float | None) -> bool:
+    loss = _value(record, "loss")
+    return margin is not None and loss is not None and loss >= AT_MARGIN * margin
+
+
+def _wrong_length(record: dict) -> bool:
+    norm = _value(record, "mean_norm")
+    return norm is not None and abs(norm - 1) > UNIT
+
+
+def _collapsed(record: dict, margin: float | None) -> bool:
+    distance = _value(record, "mean_negative_distance")
+    if distance is None:
+        return False
+    return distance < POINT or (_at_margin(record, margin) and (distance < CLOSE or _wrong_length(record)))
+
+
+def _symptoms(record: dict, margin: float | None) -> str:
+    """What shows the collapse and what to change."""
+    signs = [f"mean distance of the classes {_value(record, 'mean_negative_distance'):.3f}"]
+    if _at_margin(record, margin):
+        signs.insert(0, f"loss {record['loss']:.3f} at the margin {margin:g}")
+    norm = _value(record, "mean_norm")
+    if _wrong_length(record):
+        return f"{', '.join(signs)}, embeddings of length {norm:.3g} instead of 1; normalise each row, not the batch"
+    cure = "lower --learning-rate or use --loss semi-hard"
+    return f"{', '.join(signs)}; {cure}" + (", or normalise each row" if norm is None else "")
+
+
+def _same(history: list[dict], name: str, tolerance: float) -> bool:
+    """Whether a number is known in all epochs and has stayed the same but for a share of `tolerance`."""
+    values = [_value(record, name) for record in history]
+    return None not in values and max(values) - min(values) <= tolerance * max(map(abs, values))
