@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 LEVEL = 0.95
 ENOUGH = 0.9  # an interval needs at least this share of the resamples to be defined
@@ -48,12 +50,20 @@ def bootstrap(statistic: Statistic, codes: np.ndarray, resamples: int = 2000, se
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def interval(values: np.ndarray) -> tuple[list[float] | None, str]:
-    """Percentile interval [low, high] of resampled values float [R], and "", or None and the reason there is none."""
+def interval(values: np.ndarray, patients: int, reflect: float | None = None) -> tuple[list[float] | None, str]:
+    """Interval [low, high] of resampled values float [R], and "", or None and the reason there is none.
+
+    Percentiles, moved outwards for few patients, for whom plain ones are too narrow by √((n - 1) / n) and Student's t
+    ("expanded percentile", Hesterberg, The American Statistician 2015). `reflect` is the point estimate of a statistic
+    whose bias each resample adds once more: mirrored at it, the percentiles lose that bias ("basic" bootstrap).
+    """
     defined = values[np.isfinite(values)]
     if len(defined) < ENOUGH * len(values):
         return None, f"undefined in {1 - len(defined) / len(values):.0%} of the resamples"
     if np.ptp(defined) < 1e-12:
         return None, "every resample gives the same value, which says nothing about its spread"
-    tail = 50 * (1 - LEVEL)
-    return [float(bound) for bound in np.percentile(defined, [tail, 100 - tail])], ""
+    tail = norm.cdf(student_t.ppf((1 - LEVEL) / 2, patients - 1) * np.sqrt(patients / (patients - 1)))
+    bounds = np.percentile(defined, [100 * tail, 100 * (1 - tail)])
+    if reflect is not None:
+        bounds = 2 * reflect - bounds[::-1]
+    return bounds.tolist(), ""

@@ -39,7 +39,8 @@ def evaluate(
       interpolation.
     * `ece`: expected calibration error (Naeini et al., AAAI 2015) over 10 bins of equal mass (Nixon et al., CVPR
       workshops 2019): at 2 % prevalence bins of equal width would put nearly every image into one. Its plug-in estimate
-      is biased upwards in small samples (Roelofs et al., AISTATS 2022), and again in each resample.
+      is biased upwards in small samples (Roelofs et al., AISTATS 2022), and again in each resample: its interval is
+      mirrored, and may end below the estimate.
 
     Raises ValueError for shapes that differ, probabilities that are not in 0..1 (NaN among them), targets but 0 and 1.
     """
@@ -64,7 +65,8 @@ def evaluate(
     for name, value in values.items():
         if np.isfinite(value):
             result[name] = float(value)
-            result[f"{name}_ci95"], reason = interval(resampled[name])
+            bounds, reason = interval(resampled[name], result["n_patients"], value if name == "ece" else None)
+            result[f"{name}_ci95"] = bounds and [min(max(bound, 0.0), 1.0) for bound in bounds]
             if reason:
                 undefined[f"{name}_ci95"] = reason
         else:

@@ -1,0 +1,121 @@
+"""Calibration on validation, correction for the prevalence, and the choice of a threshold.
+
+Every correction is a line in the logit: `scale * logit + offset`. It keeps the ranking and can be folded into the last
+dense layer of the saved model.
+"""
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from sklearn.metrics import roc_curve
+
+from Modules.cli import UserError, nearest
+
+METHODS = ("platt", "temperature")
+SCALES = (0.01, 100.0)  # never 0 or negative: calibration must not undo the ranking
+RULES = ("youden", "sensitivity=0.9", "f1", "cost=RATIO")
+SLACK = 1e-9  # so that 0.9 times a count of 10 is reached by 9
+
+
+def fit(logits: np.ndarray, target: np.ndarray, method: str = "platt") -> tuple[float, float]:
+    """(scale, offset) with which `scale * logit + offset` is calibrated on logits float [N] and target int [N].
+
+    `platt` fits both (Platt, Advances in Large Margin Classifiers 1999), `temperature` the scale alone (Guo et al.,
+    ICML 2017). Both aim at Platt's smoothed targets, (N₊ + 1) / (N₊ + 2) and 1 / (N₋ + 2), so that few or separable
+    images give a finite scale. With one class only nothing can be fitted: (1, 0), the logits as they are.
+
+    Raises UserError for an unknown method, ValueError for other shapes and for logits that are not finite.
+    """
+    logits, target = np.asarray(logits, dtype=np.float64), np.asarray(target)
+    if method not in METHODS:
+        raise UserError(f"unknown calibration {method}: {nearest(method, METHODS)}")
+    if logits.ndim != 1 or logits.shape != target.shape or not np.isfinite(logits).all():
+        raise ValueError(f"logits and target must both be [N] and finite, got {logits.shape} and {target.shape}")
+    positives = int(np.sum(target == 1))
+    negatives = len(target) - positives
+    if not positives or not negatives:
+        return 1.0, 0.0
+    smoothed = np.where(target == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        """Mean cross-entropy, convex in the line, and its gradient."""
+        z = line[0] * logits + line[1]
+        residual = expit(z) - smoothed
+        return np.mean(np.logaddexp(0, z) - smoothed * z), np.array([np.mean(residual * logits), np.mean(residual)])
+
+    offsets = (None, None) if method == "platt" else (0.0, 0.0)
+    found = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=[SCALES, offsets], options={"ftol": 1e-14})
+    return float(found.x[0]), float(found.x[1])
+
+
+def prior_offset(training_prevalence: float, prevalence: float) -> float:
+    """What a change of prevalence adds to a logit (Elkan, IJCAI 2001; Saerens et al., Neural Computation 2002).
+
+    Both lie strictly between 0 and 1, else UserError. `training_prevalence` is that of the images which the probability
+    was fitted to: those of validation once it has been calibrated on them.
+    """
+    for value in (training_prevalence, prevalence):
+        if not 0 < value < 1:
+            raise UserError(f"a prevalence of {value:g} was given, expected a share strictly between 0 and 1")
+    return float(logit(prevalence) - logit(training_prevalence))
+
+
+def correct_prior(probability: np.ndarray, training_prevalence: float, prevalence: float) -> np.ndarray:
+    """Probabilities [N] as they are where the share of malignant images is `prevalence` instead of the training's."""
+    return expit(logit(np.asarray(probability, dtype=np.float64)) + prior_offset(training_prevalence, prevalence))
+
+
+def parse_rule(rule: str) -> tuple[str, float | None]:
+    """(name, number) of `youden`, `f1`, `sensitivity=S` (0 < S <= 1) or `cost=R` (R > 0); UserError for others."""
+    name, equals, number = rule.strip().lower().partition("=")
+    if name not in ("youden", "f1", "sensitivity", "cost"):
+        raise UserError(f"unknown threshold rule {rule}: {nearest(rule, RULES)}")
+    if name in ("youden", "f1"):
+        if equals:
+            raise UserError(f"the threshold rule {name} takes no number, got {rule}")
+        return name, None
+    try:
+        value = float(number)
+    except ValueError:
+        value = np.nan
+    if not 0 < value <= (1 if name == "sensitivity" else np.finfo(float).max):
+        expected = (
+            "a share in (0, 1], as in sensitivity=0.9" if name == "sensitivity" else "a ratio above 0, as in cost=20"
+        )
+        raise UserError(f"threshold rule {rule}: expected {expected}")
+    return name, value
+
+
+def choose_threshold(target: np.ndarray, probability: np.ndarray, rule: str) -> float:
+    """The threshold t (malignant where probability >= t) that `rule` picks on target int [N], probability float [N].
+
+    `youden`: the largest sensitivity + specificity - 1. `sensitivity=S`: the highest threshold that reaches it. `f1`:
+    the largest F1. `cost=R`: the least cost, a missed malignant image counting R false alarms. Among equals the highest
+    threshold. It lies halfway between two neighbouring scores, where another machine's rounding flips no image.
+    Raises UserError for an unknown rule and where one class is missing.
+    """
+    name, value = parse_rule(rule)
+    target, probability = np.asarray(target), np.asarray(probability, dtype=np.float64)
+    positives = int(np.sum(target == 1))
+    negatives = len(target) - positives
+    if not positives or not negatives:
+        raise UserError(
+            f"threshold rule {rule} needs images of both classes, here are {negatives} benign and {positives} malignant"
+        )
+    fpr, tpr, scores = roc_curve(target, probability, drop_intermediate=False)  # from (0, 0), score = infinity
+    false_alarms, hits = fpr * negatives, tpr * positives
+    if name == "youden":
+        gain = tpr - fpr
+    elif name == "sensitivity":
+        gain = tpr >= value - SLACK
+    elif name == "f1":
+        gain = 2 * hits / (hits + false_alarms + positives)
+    else:
+        gain = -(value * (positives - hits) + false_alarms)
+    best = int(np.argmax(np.round(gain, 12)))
+    if best == 0 and scores[1] >= 1:
+        return float(np.nextafter(1, 2))  # nothing is called malignant, not even a probability of 1
+    above = min(scores[best], 1.0)
+    below = scores[best + 1] if best + 1 < len(scores) else 0.0
+    middle = (above + below) / 2
+    return float(middle if middle > below else above)
