@@ -2,8 +2,8 @@
 
 Triplet losses have a trivial point to fall to: all images on one spot, every distance 0 and the loss at the margin
 (Schroff et al. 2015, "FaceNet", §3.2; Hermans et al. 2017, "In defense of the triplet loss", §3). From outside it looks
-like slow learning: with semi-hard triplets a healthy embedding too may keep the loss within a few per cent of the margin.
-So the loss alone proves nothing; the distances show which of the two it is.
+like slow learning: with semi-hard triplets the loss of a healthy embedding too may stay within a few per cent of the
+margin. So the loss alone proves nothing; the distances show which of the two it is.
 """
 
 import math
@@ -63,7 +63,7 @@ def embedding_statistics(
 
 
 def active_triplets(images: tuple[np.ndarray, np.ndarray, np.ndarray], margin: float, squared: bool) -> float | None:
-    """The share of active triplets (see `embedding_statistics`) of (embeddings, targets, group codes), in O(N²) memory."""
+    """The share of active triplets (`embedding_statistics`) of (embeddings, targets, group codes), in O(N²) memory."""
     targets, active, triplets = images[1], 0, 0
     for rows, distance in distance_blocks(images, images):
         for target, row in zip(targets[rows], distance if squared else np.sqrt(distance), strict=True):
@@ -79,31 +79,32 @@ def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Di
 
     history: one record an epoch: `loss`, of the metric loss alone, and the numbers of `embedding_statistics`, with or
     without Keras's `val_` in front; `epoch` if they do not count from 1. What is missing, None or NaN is passed over.
-    Leave out the epochs of a warm-up. margin: None for a loss without. All but the first must hold for `patience` epochs:
+    Leave out the epochs of a warm-up. margin: None for a loss that has none.
 
     nan: the loss is not a number.
-    collapse: the loss is at the margin, and the classes are closer than CLOSE or the embeddings not of unit length (a
-        batch normalised as a whole leaves distances of √(2 / B)); or, whatever the loss, they are closer than POINT.
-        Embeddings of unit length whose distances grow are left alone: many a network starts from a narrow cone. A low
-        rank by itself is no collapse: two classes that are perfectly apart have rank 2.
-    stuck: neither distances nor loss have changed since the first epoch. Plateaus later on are for early stopping.
+    collapse: for `patience` epochs the loss is at the margin and classes are closer than CLOSE or the embeddings not
+        of unit length (a batch normalised as a whole leaves distances of √(2 / B)); or, whatever the loss, the classes
+        are closer than POINT. Embeddings known to be of unit length whose distances grow are left alone: many a network
+        starts from a narrow cone. A low rank alone is no collapse: two classes that are perfectly apart have rank 2.
+    stuck: after `patience` epochs neither distances nor loss have changed since the first. Plateaus later on are for
+        early stopping to judge.
     """
     if not history:
         return None
     epoch, loss = history[-1].get("epoch", len(history)), history[-1].get("loss")
     if loss is not None and not math.isfinite(loss):
-        return Diagnosis("nan", epoch, f"epoch {epoch}: the loss is {loss}; lower --learning-rate or use float32")
+        return Diagnosis(
+            "nan", epoch, f"epoch {epoch}: the loss is {loss}; lower --learning-rate or use --precision float32"
+        )
     if len(history) < patience:
         return None
 
     recent = history[-patience:]
     distances = [_value(record, "mean_negative_distance") for record in recent]
-    if all(_collapsed(record, margin) for record in recent) and (
-        any(map(_wrong_length, recent)) or distances[-1] <= GROWTH * distances[0]
-    ):
-        return Diagnosis(
-            "collapse", epoch, f"epoch {epoch}: the embedding has collapsed: {_symptoms(recent[-1], margin)}"
-        )
+    growing = distances[0] and distances[-1] and distances[-1] > GROWTH * distances[0]
+    if all(_collapsed(record, margin) for record in recent) and not (growing and all(map(_unit_length, recent))):
+        signs = _symptoms(recent[-1], margin)
+        return Diagnosis("collapse", epoch, f"epoch {epoch}: the embedding has collapsed: {signs}")
     if all(_same(history, name, tolerance) for name, tolerance in STILL.items()):
         values = ", ".join(f"{name.replace('_', ' ')} {_value(history[-1], name):.3f}" for name in STILL)
         cure = "raise --learning-rate, or let more of its layers train"
@@ -122,28 +123,31 @@ def _at_margin(record: dict, margin: float | None) -> bool:
     return margin is not None and loss is not None and loss >= AT_MARGIN * margin
 
 
-def _wrong_length(record: dict) -> bool:
+def _unit_length(record: dict) -> bool | None:
+    """None where the length is not known."""
     norm = _value(record, "mean_norm")
-    return norm is not None and abs(norm - 1) > UNIT
+    return None if norm is None else abs(norm - 1) <= UNIT
 
 
 def _collapsed(record: dict, margin: float | None) -> bool:
     distance = _value(record, "mean_negative_distance")
     if distance is None:
         return False
-    return distance < POINT or (_at_margin(record, margin) and (distance < CLOSE or _wrong_length(record)))
+    return distance < POINT or (_at_margin(record, margin) and (distance < CLOSE or _unit_length(record) is False))
 
 
 def _symptoms(record: dict, margin: float | None) -> str:
-    """What shows the collapse and what to change."""
-    signs = [f"mean distance of the classes {_value(record, 'mean_negative_distance'):.3f}"]
-    if _at_margin(record, margin):
-        signs.insert(0, f"loss {record['loss']:.3f} at the margin {margin:g}")
-    norm = _value(record, "mean_norm")
-    if _wrong_length(record):
-        return f"{', '.join(signs)}, embeddings of length {norm:.3g} instead of 1; normalise each row, not the batch"
+    """What shows the collapse, and what to change."""
+    distance, norm = _value(record, "mean_negative_distance"), _value(record, "mean_norm")
+    signs = f"mean negative distance {distance:.3f}"
+    if margin is not None:
+        signs = f"loss {_value(record, 'loss'):.3f} with margin {margin:g}, {signs}"
+    if _unit_length(record) is False:
+        return f"{signs}, embeddings of length {norm:.3g} instead of 1; normalise each row, not the batch"
+    if margin is not None and not _at_margin(record, margin):
+        return f"{signs} in validation; lower --batch-norm-momentum, whose statistics lag behind"
     cure = "lower --learning-rate or use --loss semi-hard"
-    return f"{', '.join(signs)}; {cure}" + (", or normalise each row" if norm is None else "")
+    return f"{signs}; {cure}" + (", or normalise each row" if norm is None else "")
 
 
 def _same(history: list[dict], name: str, tolerance: float) -> bool:
