@@ -19,6 +19,7 @@ Labelled = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 RETRIEVAL = ("recall_at_1", "recall_at_5", "map_at_r", "knn_roc_auc", "knn_accuracy")
 DISTANCES = ("silhouette", "mean_positive_distance", "mean_negative_distance")
 SPREAD = ("embedding_std", "effective_rank")
+BLOCK = 2**23  # distances held at a time: some hundred megabytes with all that is derived from them
 
 
 def embedding_quality(
@@ -167,17 +168,14 @@ def numbered_groups(
 
 
 def distance_blocks(images: tuple, known: tuple) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared distances [rows, M] of a block of rows of `images` to all M of `known`, infinite inside a group.
-
-    Memory stays at some hundred megabytes for any number of images.
-    """
+    """Squared distances [rows, M] of a block of rows of `images` to all M of `known`, infinite inside a group."""
     (left, _, codes), (right, _, known_codes) = images, known
     # Distances do not change when both are moved to the centre, where float32 still resolves a collapsed embedding.
     centre = right.mean(axis=0, dtype=np.float64)
     left, right = (left - centre).astype(np.float32), (right - centre).astype(np.float32)
     left_norm, right_norm = (left**2).sum(axis=1, keepdims=True), (right**2).sum(axis=1)
     rounding = 1e-12 * float(centre @ centre)
-    step = max(1, 2**23 // len(right))
+    step = max(1, BLOCK // len(right))
     for start in range(0, len(left), step):
         rows = slice(start, start + step)
         norms = left_norm[rows] + right_norm
@@ -278,7 +276,8 @@ def _to_prototype(embeddings: np.ndarray, codes: np.ndarray, known: np.ndarray, 
 
 
 def _roc_auc(targets: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> float | None:
-    """Mean over the classes of one against the rest (of two classes, the same number twice); None where undefined."""
-    sides = [(targets == value, score) for value, score in zip(classes, scores.T, strict=True)]
+    """Mean over the classes of one against the rest, of two classes just the second; None where undefined."""
+    first = len(classes) == 2
+    sides = [(targets == value, score) for value, score in zip(classes[first:], scores.T[first:], strict=True)]
     aucs = [roc_auc_score(side, score) for side, score in sides if 0 < side.sum() < len(side)]
     return float(np.mean(aucs)) if aucs else None

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from Modules.cli import UserError
 from Modules.metric_learning.sampling import class_batches, group_codes, oversampled, shuffled
 
+properties = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**31)
 patient = st.one_of(st.none(), st.sampled_from(["a", "b", "c", "d"]))
 
@@ -38,6 +39,7 @@ def test_group_codes_of_nothing():
     assert group_codes([]).tolist() == []
 
 
+@properties
 @given(st.integers(0, 50), seeds)
 def test_shuffled_shows_every_image_once(n, seed):
     assert sorted(shuffled(n, seed, 0)) == list(range(n))
@@ -55,6 +57,7 @@ def test_order_follows_seed_and_epoch():
         assert not np.array_equal(draw(1, 3), draw(2, 3))
 
 
+@properties
 @given(tables(), seeds)
 def test_oversampled_gives_classes_the_same_share_and_repeats_evenly(table, seed):
     targets, _ = table
@@ -73,6 +76,7 @@ def test_oversampled_mixes_the_classes():
     assert 350 < (order[:900] >= 900).sum() < 550  # 450 expected; 900 if the classes followed one another
 
 
+@properties
 @given(tables(), st.integers(1, 40), seeds, st.data())
 def test_class_batches(table, batch_size, seed, data):
     targets, patients = table
@@ -99,6 +103,7 @@ def test_class_batches(table, batch_size, seed, data):
         assert len(set(first_pass[:until])) == until
 
 
+@properties
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 20), seeds)
 def test_class_batches_of_two_classes_are_half_and_half(benign, malignant, half, seed):
     targets = np.repeat([0, 1], [benign, malignant])
@@ -107,6 +112,7 @@ def test_class_batches_of_two_classes_are_half_and_half(benign, malignant, half,
     assert len(batches) == -(-max(benign, malignant) // half)  # and no more than it takes
 
 
+@properties
 @given(st.lists(st.integers(1, 12), min_size=8, max_size=30), seeds)
 def test_a_batch_holds_as_many_patients_as_possible(images_of_patient, seed):
     patients = np.repeat(np.arange(len(images_of_patient)), images_of_patient)
