@@ -14,16 +14,17 @@ import numpy as np
 from Modules.metric_learning.quality import DISTANCES, SPREAD, class_distances, distance_blocks, numbered_groups, spread
 
 AT_MARGIN = 0.9  # a loss above this share of the margin is at the margin
-CLOSE = 0.25  # mean distance of two classes; unit-length embeddings start at 0.5 to 1.4 and do not come here to learn
-POINT = 0.1  # the same where no margin says whether the loss agrees
+CLOSE = 0.25  # mean negative distance; unit-length embeddings mostly start at 0.5 to 1.4 and do not come here to learn
+POINT = 0.1  # the same, where no margin says whether the loss agrees
 GROWTH = 1.05  # distances that grow by this much within the epochs looked at are on their way out
+FALL = 0.97  # a loss without a margin that falls by this much in them still learns
 UNIT = 0.05  # tolerance of the unit length
 STILL = {"loss": 0.02, "mean_positive_distance": 0.005, "mean_negative_distance": 0.005}  # relative change that is none
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong: `kind` is "collapse", "stuck" or "nan"; `message` is one line: what happens and what to change."""
+    """What is wrong: `kind` is "nan", "collapse", "lag" (a warning) or "stuck"; `message` is one line, with the cure."""
 
     kind: str
     epoch: int
@@ -82,29 +83,34 @@ def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Di
     Leave out the epochs of a warm-up. margin: None for a loss that has none.
 
     nan: the loss is not a number.
-    collapse: for `patience` epochs the loss is at the margin and classes are closer than CLOSE or the embeddings not
-        of unit length (a batch normalised as a whole leaves distances of √(2 / B)); or, whatever the loss, the classes
-        are closer than POINT. Embeddings known to be of unit length whose distances grow are left alone: many a network
-        starts from a narrow cone. A low rank alone is no collapse: two classes that are perfectly apart have rank 2.
-    stuck: after `patience` epochs neither distances nor loss have changed since the first. Plateaus later on are for
-        early stopping to judge.
+    collapse: for `patience` epochs the loss is at the margin and the classes are closer than CLOSE, or the embeddings
+        not of unit length (a batch normalised as a whole leaves distances of √(2 / B)). For a loss without margin: the
+        classes are closer than POINT, and the loss does not fall.
+    lag: for `patience` epochs the classes are closer than POINT in validation, while the loss is lower than such
+        distances allow: BatchNorm's moving statistics are not those of the network. They may catch up.
+    stuck: after `patience` epochs neither distances nor loss have changed since the first.
+
+    Some of what good runs show early looks as bad and is let pass: a narrow cone of unit-length embeddings that opens; a
+    low rank by itself (two classes that are perfectly apart have rank 2); semi-hard losses near the margin at healthy
+    distances; a plateau after the network has moved, which is for early stopping to judge.
     """
     if not history:
         return None
     epoch, loss = history[-1].get("epoch", len(history)), history[-1].get("loss")
     if loss is not None and not math.isfinite(loss):
-        return Diagnosis(
-            "nan", epoch, f"epoch {epoch}: the loss is {loss}; lower --learning-rate or use --precision float32"
-        )
+        cure = "lower --learning-rate or use --precision float32"
+        return Diagnosis("nan", epoch, f"epoch {epoch}: the loss is {loss}; {cure}")
     if len(history) < patience:
         return None
 
     recent = history[-patience:]
-    distances = [_value(record, "mean_negative_distance") for record in recent]
-    growing = distances[0] and distances[-1] and distances[-1] > GROWTH * distances[0]
-    if all(_collapsed(record, margin) for record in recent) and not (growing and all(map(_unit_length, recent))):
+    if all(_collapsed(record, margin) for record in recent) and not _recovering(recent, margin):
         signs = _symptoms(recent[-1], margin)
         return Diagnosis("collapse", epoch, f"epoch {epoch}: the embedding has collapsed: {signs}")
+    if all(_lags(record, margin) for record in recent) and not _recovering(recent, margin):
+        signs = f"loss {loss:.3f}, but mean negative distance {_value(recent[-1], 'mean_negative_distance'):.3f}"
+        cure = "lower --batch-norm-momentum"
+        return Diagnosis("lag", epoch, f"epoch {epoch}: validation lags behind training: {signs}; {cure}")
     if all(_same(history, name, tolerance) for name, tolerance in STILL.items()):
         values = ", ".join(f"{name.replace('_', ' ')} {_value(history[-1], name):.3f}" for name in STILL)
         cure = "raise --learning-rate, or let more of its layers train"
@@ -118,11 +124,6 @@ def _value(record: dict, name: str) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _at_margin(record: dict, margin: float | None) -> bool:
-    loss = _value(record, "loss")
-    return margin is not None and loss is not None and loss >= AT_MARGIN * margin
-
-
 def _unit_length(record: dict) -> bool | None:
     """None where the length is not known."""
     norm = _value(record, "mean_norm")
@@ -130,22 +131,36 @@ def _unit_length(record: dict) -> bool | None:
 
 
 def _collapsed(record: dict, margin: float | None) -> bool:
-    distance = _value(record, "mean_negative_distance")
-    if distance is None:
+    distance, loss = _value(record, "mean_negative_distance"), _value(record, "loss")
+    if distance is None or loss is None or _lags(record, margin):
         return False
-    return distance < POINT or (_at_margin(record, margin) and (distance < CLOSE or _unit_length(record) is False))
+    if margin is None:
+        return distance < POINT
+    return loss >= AT_MARGIN * margin and (distance < CLOSE or _unit_length(record) is False)
+
+
+def _lags(record: dict, margin: float | None) -> bool:
+    """A triplet's loss is the margin give or take the difference of two distances. One that is further below the margin
+    was reached with greater distances than these, by the network in its training mode."""
+    distance, loss = _value(record, "mean_negative_distance"), _value(record, "loss")
+    known = margin is not None and distance is not None and loss is not None
+    return known and distance < POINT and margin - loss > 2 * distance
+
+
+def _recovering(recent: list[dict], margin: float | None) -> bool:
+    first, last = recent[0], recent[-1]
+    growing = _value(last, "mean_negative_distance") > GROWTH * _value(first, "mean_negative_distance")
+    falling = margin is None and _value(last, "loss") < FALL * _value(first, "loss")
+    return falling or (growing and all(map(_unit_length, recent)))
 
 
 def _symptoms(record: dict, margin: float | None) -> str:
     """What shows the collapse, and what to change."""
     distance, norm = _value(record, "mean_negative_distance"), _value(record, "mean_norm")
-    signs = f"mean negative distance {distance:.3f}"
-    if margin is not None:
-        signs = f"loss {_value(record, 'loss'):.3f} with margin {margin:g}, {signs}"
+    loss = f"loss {_value(record, 'loss'):.3f}" + ("" if margin is None else f" with margin {margin:g}")
+    signs = f"{loss}, mean negative distance {distance:.3f}"
     if _unit_length(record) is False:
         return f"{signs}, embeddings of length {norm:.3g} instead of 1; normalise each row, not the batch"
-    if margin is not None and not _at_margin(record, margin):
-        return f"{signs} in validation; lower --batch-norm-momentum, whose statistics lag behind"
     cure = "lower --learning-rate or use --loss semi-hard"
     return f"{signs}; {cure}" + (", or normalise each row" if norm is None else "")
 
