@@ -107,7 +107,7 @@ def choose_threshold(target: np.ndarray, probability: np.ndarray, rule: str) -> 
     if name == "youden":
         gain = tpr - fpr
     elif name == "sensitivity":
-        gain = tpr >= value - SLACK
+        gain = np.where(tpr >= value - SLACK, 1.0, 0.0)
     elif name == "f1":
         gain = 2 * hits / (hits + false_alarms + positives)
     else:

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.stats import binomtest
 from sklearn.manifold import TSNE
 from sklearn.metrics import precision_recall_curve, roc_curve
+from threadpoolctl import threadpool_limits
 
 from Modules.evaluation.intervals import patient_codes
 from Modules.evaluation.metrics import calibration_bins
@@ -135,7 +136,9 @@ def tsne(
     if np.ptp(embedding, axis=0).max() < 1e-9:
         return _note(title, "every image has the same embedding: the network has collapsed")
     start = "pca" if embedding.shape[1] > 1 else "random"
-    points = TSNE(perplexity=min(30, (n - 1) / 3), init=start, random_state=seed).fit_transform(embedding)  # [N, 2]
+    method = TSNE(perplexity=min(30, (n - 1) / 3), init=start, random_state=seed)
+    with threadpool_limits(1):  # threads add in another order each time, and t-SNE magnifies the rounding
+        points = method.fit_transform(embedding)  # [N, 2]
     figure = _figure(title, 7)
     axes = _axes(figure, "t-SNE's axes and distances have no unit", "")
     axes.set(xticks=[], yticks=[])
