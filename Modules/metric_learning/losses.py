@@ -208,12 +208,12 @@ def multi_similarity(labels, embeddings, alpha=2.0, beta=50.0, base=0.5, epsilon
 class CosineHead(tf.keras.layers.Layer):
     """The cosines of each embedding to one learned centre a class: [B, D] → [B, classes] float32 in -1..1."""
 
-    def __init__(self, classes: int, **options):
-        super().__init__(dtype="float32", **options)
-        self.classes = classes
+    def __init__(self, classes: int, seed: int):
+        super().__init__(dtype="float32")
+        self.classes, self.draw = classes, tf.keras.initializers.GlorotUniform(seed)
 
     def build(self, shape):
-        self.centres = self.add_weight("centres", [shape[-1], self.classes], initializer="glorot_uniform")
+        self.centres = self.add_weight("centres", [shape[-1], self.classes], initializer=self.draw)
 
     def call(self, embeddings):
         return tf.matmul(tf.nn.l2_normalize(embeddings, axis=1), tf.nn.l2_normalize(self.centres, axis=0))
@@ -249,7 +249,7 @@ LOSSES: dict[str, Callable[..., tf.Tensor]] = {
 
 
 class MetricLoss(tf.keras.losses.Loss):
-    """One loss, or several in turn. Margin and turn are variables: plain numbers would be frozen into the compiled step."""
+    """One loss, or several in turn. Margin and turn are variables: a compiled step keeps plain numbers for ever."""
 
     def __init__(self, name: str, stages: list[Callable], margins: tuple[float, float], distance: str):
         super().__init__(name=name)
@@ -258,12 +258,12 @@ class MetricLoss(tf.keras.losses.Loss):
         self.stage = tf.Variable(0, trainable=False)
 
     def call(self, labels, embeddings):
-        def turn(loss):
+        def value(loss):
             known = inspect.signature(loss).parameters
             settings = {name: getattr(self, name) for name in ("margin", "distance") if name in known}
-            return partial(loss, labels, embeddings, **settings)
+            return loss(labels, embeddings, **settings)
 
-        return tf.switch_case(self.stage.read_value(), [turn(loss) for loss in self.stages])
+        return tf.gather([value(loss) for loss in self.stages], self.stage)  # milliseconds each: no need to branch
 
     def schedule(self, epochs: int) -> tf.keras.callbacks.Callback:
         """The callback that gives each stage its equal share of `epochs` and moves the margin in a straight line."""
@@ -294,6 +294,8 @@ def make_loss(name: str, margin: float, distance: str = "L2", final_margin: floa
     return MetricLoss("-then-".join(names), [LOSSES[part] for part in names], margins, distance)
 
 
-def with_head(embedding: tf.keras.Model, name: str, classes: int) -> tf.keras.Model:
-    """The model to train with the loss `name`: `embedding`, for arcface with a `CosineHead` on top. Save `embedding`."""
-    return tf.keras.Model(embedding.input, CosineHead(classes)(embedding.output)) if name == "arcface" else embedding
+def with_head(embedding: tf.keras.Model, name: str, classes: int, seed: int) -> tf.keras.Model:
+    """The model to train with the loss `name`: `embedding`, for arcface with a `CosineHead` on it. Save `embedding`."""
+    if name != "arcface":
+        return embedding
+    return tf.keras.Model(embedding.input, CosineHead(classes, seed)(embedding.output))
