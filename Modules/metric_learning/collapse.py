@@ -24,7 +24,7 @@ STILL = {"loss": 0.02, "mean_positive_distance": 0.005, "mean_negative_distance"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong: `kind` is "nan", "collapse", "lag" (a warning) or "stuck"; `message` is one line, with the cure."""
+    """`kind` is "nan", "collapse", "lag" (only a warning) or "stuck"; `message` is one line that ends with a cure."""
 
     kind: str
     epoch: int
@@ -83,16 +83,17 @@ def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Di
     Leave out the epochs of a warm-up. margin: None for a loss that has none.
 
     nan: the loss is not a number.
-    collapse: for `patience` epochs the loss is at the margin and the classes are closer than CLOSE, or the embeddings
-        not of unit length (a batch normalised as a whole leaves distances of √(2 / B)). For a loss without margin: the
-        classes are closer than POINT, and the loss does not fall.
+    collapse: for `patience` epochs the loss is at the margin, and the classes are closer than CLOSE. Where embeddings
+        are not of unit length one of two is enough, the loss at the margin or classes closer than it (a batch
+        normalised as a whole leaves distances of √(2 / B)). For a loss without margin: the classes are closer than
+        POINT, and the loss does not fall.
     lag: for `patience` epochs the classes are closer than POINT in validation, while the loss is lower than such
         distances allow: BatchNorm's moving statistics are not those of the network. They may catch up.
     stuck: after `patience` epochs neither distances nor loss have changed since the first.
 
-    Some of what good runs show early looks as bad and is let pass: a narrow cone of unit-length embeddings that opens; a
-    low rank by itself (two classes that are perfectly apart have rank 2); semi-hard losses near the margin at healthy
-    distances; a plateau after the network has moved, which is for early stopping to judge.
+    What looks as bad in good runs is let pass: a narrow cone of unit-length embeddings that opens; a low rank by itself
+    (two classes that are perfectly apart have rank 2); semi-hard losses near the margin at healthy distances; a plateau
+    after the network has moved, which is for early stopping to judge.
     """
     if not history:
         return None
@@ -136,7 +137,10 @@ def _collapsed(record: dict, margin: float | None) -> bool:
         return False
     if margin is None:
         return distance < POINT
-    return loss >= AT_MARGIN * margin and (distance < CLOSE or _unit_length(record) is False)
+    at_margin = loss >= AT_MARGIN * margin
+    if _unit_length(record) is False:
+        return at_margin or distance < margin  # in the second case the margin is out of reach
+    return at_margin and distance < CLOSE
 
 
 def _lags(record: dict, margin: float | None) -> bool:
