@@ -35,29 +35,29 @@ def identical_pairs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_duplicates(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Which rows of `table` repeat another's `picture`: columns `duplicate_of` (an id) and `reason`, NA where none.
+    """The rows of `table` that repeat another's `picture`: columns `duplicate_of` (an id) and `reason`.
 
     Of a picture's rows the first by `rank` stays. Where their targets contradict each other none stays, except those
     that are `settled`: they are never taken out. `pairs` says what `kind` of copy it is.
     """
-    result = pd.DataFrame({"duplicate_of": pd.NA, "reason": pd.NA}, index=table.index, dtype="str")
     kinds = {}
     for one, other, kind in pairs[["first", "second", "kind"]].itertuples(index=False):
         kinds.setdefault(frozenset((one, other)), kind)
-    for _, rows in table.groupby("picture"):
-        rows = rows.sort_values(["settled", "rank"], ascending=[False, True])
-        kept = rows.iloc[0]
-        contradiction = rows["target"].nunique() > 1 and not kept["settled"]
-        for row, name, target, settled in rows[["isic_id", "target", "settled"]].itertuples():
-            if settled or (name == kept["isic_id"] and not contradiction):
-                continue
+    copies: dict[str, list] = {}
+    for row in table[table["picture"].notna()].itertuples():
+        copies.setdefault(row.picture, []).append(row)
+    found = {}
+    for rows in copies.values():
+        kept = min(rows, key=lambda row: (not row.settled, row.rank))
+        contradiction = not kept.settled and len({row.target for row in rows}) > 1
+        for row in rows:
             if contradiction:
-                other = rows.loc[rows["target"] != target, "isic_id"].iloc[0]
-                result.loc[row, "reason"] = f"contradicting labels: the same picture as {other}"
-            else:
-                kind = kinds.get(frozenset((name, kept["isic_id"])), "by way of another copy")
-                result.loc[row] = kept["isic_id"], f"duplicate: {kind}"
-    return result
+                other = min(other.isic_id for other in rows if other.target != row.target)
+                found[row.Index] = pd.NA, f"contradicting labels: the same picture as {other}"
+            elif row is not kept and not row.settled:
+                kind = kinds.get(frozenset((row.isic_id, kept.isic_id)), "by way of another copy")
+                found[row.Index] = kept.isic_id, f"duplicate: {kind}"
+    return pd.DataFrame(found.values(), index=list(found), columns=["duplicate_of", "reason"], dtype="str")
 
 
 def neighbours(table: pd.DataFrame, place: pd.Series) -> pd.DataFrame:

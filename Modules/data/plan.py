@@ -32,6 +32,8 @@ def plan(
     table = table.sort_values("isic_id", ignore_index=True)
     table["duplicate_of"] = pd.Series(pd.NA, table.index, dtype="str")
     own = _place_own(table[~table["external"]].reset_index(drop=True), pairs, seed, folds, kept)
+    if not table["external"].any():
+        return own
     external = _place_external(table[table["external"]], own, pairs, seed, folds)
     return pd.concat([own, external]).sort_values("isic_id", ignore_index=True)
 
@@ -83,6 +85,7 @@ def _homes(table: pd.DataFrame, folds: int, kept: pd.DataFrame | None) -> pd.Ser
     """Where each row was before: "test", or "test/3" where folds are kept too; NA for what is new."""
     if kept is None:
         return pd.Series(pd.NA, table.index, dtype="str")
+    kept = kept[kept["split"].isin(list(SHARES))]
     home = kept.set_index("isic_id")["split"]
     if folds and kept["fold"].max() >= 0:
         if kept["fold"].max() + 1 != folds:
@@ -134,6 +137,5 @@ def _leave_out_duplicates(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFr
     table = table.copy()
     open_to = table["reason"].isna() | table["settled"]
     found = find_duplicates(table[open_to], pairs)
-    found = found[found["reason"].notna()]
     table.loc[found.index, ["duplicate_of", "reason"]] = found
     return table
