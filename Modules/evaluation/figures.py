@@ -93,7 +93,7 @@ def roc_and_precision_recall(
         return _note(title, "undefined: both classes are needed")
     fpr, tpr, _ = roc_curve(target, probability)
     precision, recall, _ = precision_recall_curve(target, probability)
-    figure = _figure(title, 5.5)
+    figure = _figure(title, 5.2)
     left = _axes(figure, "1 - specificity", "sensitivity", (1, 2, 1))
     left.plot(fpr, tpr, color=MALIGNANT, lw=2, label=_with_interval("ROC AUC", result, "roc_auc"))
     left.plot([0, 1], [0, 1], color=GREY, ls=":", label="chance, 0.5")
@@ -108,7 +108,7 @@ def roc_and_precision_recall(
         if result["precision"] is not None:
             right.plot(result["recall"], result["precision"], **style)
     for axes in (left, right):
-        axes.set(xlim=(0, 1), ylim=(0, 1.02), box_aspect=1)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), box_aspect=1, anchor="N")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=SMALL, frameon=False)
     return figure
 
