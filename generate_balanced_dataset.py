@@ -19,22 +19,19 @@ Written into the output folder, which is replaced only when everything is done:
 """
 
 import os
-import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from Modules.cli import Parser, UserError, run
-from Modules.data import metadata
 from Modules.data.groups import identical_pairs
-from Modules.data.images import encode_jpeg, read_image, scan
-from Modules.data.manifest import LABELS, SPLITS, TABLE, is_data_set, write_manifest
+from Modules.data.images import scan
+from Modules.data.manifest import LABELS, SPLITS, TABLE, write_manifest
+from Modules.data.metadata import DUPLICATES, read_official, read_sources, read_table, same_ids, shown
+from Modules.data.output import check_output, replacing, write_pictures
 from Modules.data.plan import plan, read_kept
+from Modules.data.report import write_report
 
 SOURCE, OUTPUT = Path("datasets/smaller"), Path("datasets/balanced")
 
@@ -70,61 +67,33 @@ def generate(
 
     # ---- read and scan -----------------------------------------------------------------------------------------------
     images = read_sources(source, external, table)
-    found = scan(images["file"].tolist())
-    images = pd.concat([images, found], axis=1)
-    images["reason"] = images["reason"].astype("str")
+    images = images.join(scan(images["file"].tolist()).astype({"reason": "str"}))
     check_excluded(images, max_excluded)
+    seen = images[images["reason"].isna()]
     drop_diagnoses(images, drop_diagnosis)
 
     # ---- group, split, balance ---------------------------------------------------------------------------------------
     official = read_official(source, duplicates)
-    pairs = pd.concat([identical_pairs(images), official, near_pairs(images)], ignore_index=True)
+    official = official[official["first"].isin(seen["isic_id"]) & official["second"].isin(seen["isic_id"])]
+    pairs = pd.concat([identical_pairs(seen), official, same_ids(seen), near_pairs(seen)], ignore_index=True)
     images = plan(images, pairs, seed, folds, kept)
     check_classes(images)
 
     # ---- write -------------------------------------------------------------------------------------------------------
-    partial_folder = output.with_name(f".{output.name}.partial")
-    try:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
-        images = write_pictures(images, partial_folder, output, size)
-        write_manifest(partial_folder, images, options)
-        replace(partial_folder, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+    with replacing(output) as folder:
+        images = write_pictures(images, folder, output, size)
+        write_manifest(folder, images, options)
+        write_report(folder, images, pairs, options)
     return images
 
 
-def check_output(output: Path, sources: Sequence[Path]) -> None:
-    """Refuse an output folder that holds something else than a former data set, or lies in the source."""
-    if output.exists() and not is_data_set(output) and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} holds something else than a data set of this script: move it away or name another")
-    for source in sources:
-        here, there = output.resolve(), Path(source).resolve()
-        if here == there or here in there.parents or there in here.parents:
-            raise UserError(
-                f"--output {output} and {source} lie in each other: name an output folder beside the source"
-            )
-
-
-def read_sources(source: Path, external: Sequence[Path], table: Path | None) -> pd.DataFrame:
-    """All tables in one, with the columns source (a name), external (bool) and file (Path or None)."""
-    tables = []
-    for folder in (source, *external):
-        own = metadata.read_metadata(folder, None if tables else table)
-        files = metadata.find_pictures(folder)
-        own["file"] = [files.get(name) for name in own["isic_id"]]
-        if own["file"].isna().all():
-            raise UserError(f"none of the {len(own):,} ids in {folder}'s table is the name of a picture in it")
-        own["external"] = bool(tables)
-        name = Path(folder).resolve().name
-        own["source"] = name if all(name != other["source"].iloc[0] for other in tables) else f"{name}-{len(tables)}"
-        tables.append(own)
-        if own["patient_id"].isna().all():
-            print(f"{folder}: no patient_id; groups come from lesions and duplicates alone")
-    return pd.concat(tables, ignore_index=True)
+def write_list(table: Path, path: Path, duplicates: Path | None = None, seed: int = 0, folds: int = 0) -> pd.DataFrame:
+    """Split the images of `table` without looking at a picture and write isic_id, split, balanced, fold to `path`."""
+    images = read_table(table).assign(external=False, bytes=0, reason=pd.Series(dtype="str"))
+    images = plan(images, read_official(table.parent, duplicates), seed, folds)
+    check_classes(images)
+    images[["isic_id", "split", "balanced", "fold"]].to_csv(path, index=False, lineterminator="\n")
+    return images
 
 
 def check_excluded(images: pd.DataFrame, limit: int | None) -> None:
@@ -132,7 +101,7 @@ def check_excluded(images: pd.DataFrame, limit: int | None) -> None:
     bad = images[images["reason"].notna()]
     limit = max(3, len(images) // 100) if limit is None else limit
     if len(bad) > limit:
-        named = metadata.shown(f"{name}: {reason}" for name, reason in zip(bad["isic_id"], bad["reason"], strict=True))
+        named = shown(f"{name}: {reason}" for name, reason in zip(bad["isic_id"], bad["reason"], strict=True))
         raise UserError(
             f"{len(bad):,} of {len(images):,} listed images can't be used ({named}); --max-excluded is {limit}"
         )
@@ -148,22 +117,14 @@ def drop_diagnoses(images: pd.DataFrame, names: Sequence[str]) -> None:
         images.loc[(diagnosis == name.lower()) & images["reason"].isna(), "reason"] = f"diagnosis: {name}"
 
 
-def read_official(source: Path, path: Path | None) -> pd.DataFrame:
-    """The official duplicate pairs; the list that lies in the source where none is named."""
-    if path is None and not (path := Path(source) / metadata.DUPLICATES).is_file():
-        return pd.DataFrame({"first": [], "second": [], "kind": []}, dtype="str")
-    return metadata.read_duplicates(path).assign(kind="official")
-
-
 def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
     """Pairs of ids whose pictures show the same, found by looking."""
     try:
         from Modules.data.duplicates import near_duplicates
     except ImportError:
         return pd.DataFrame({"first": [], "second": [], "kind": []}, dtype="str")
-    seen = images[images["width"] > 0]
-    pairs = near_duplicates(seen["file"].tolist())
-    ids = seen["isic_id"].to_numpy(dtype=object)
+    pairs = near_duplicates(images["file"].tolist())
+    ids = images["isic_id"].to_numpy(dtype=object)
     return pairs.assign(first=ids[pairs["first"]], second=ids[pairs["second"]])
 
 
@@ -177,52 +138,6 @@ def check_classes(images: pd.DataFrame) -> None:
                     f"no {label} image for the {split} split: the data hold {groups} groups (patients) with one, "
                     "three or more are needed"
                 )
-
-
-def write_pictures(images: pd.DataFrame, folder: Path, output: Path, size: int) -> pd.DataFrame:
-    """Write every usable image into `folder`; `images` with its path and sha256 there."""
-    used = images["split"] != "excluded"
-    images["path"] = [os.path.relpath(file, output) if isinstance(file, Path) else "" for file in images["file"]]
-    places = images["split"] + "/" + images["target"].map(dict(enumerate(LABELS))) + "/" + images["isic_id"] + ".jpg"
-    images.loc[used, "path"] = places[used]
-    for place in {os.path.dirname(path) for path in images.loc[used, "path"]}:
-        (folder / place).mkdir(parents=True)
-    rows = list(images[used].itertuples())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = tqdm(
-            pool.map(partial(write_picture, folder=folder, size=size), rows),
-            "write",
-            len(rows),
-            unit=" images",
-            ncols=80,
-            disable=None,
-        )
-        images.loc[used, "sha256"] = list(hashes)
-    return images
-
-
-def write_picture(row, folder: Path, size: int) -> str:
-    """Write one picture and return its sha256: a hard link where nothing changes, else resized, as JPEG."""
-    place = folder / row.path
-    if row.plain and row.width == row.height == size:
-        try:
-            os.link(row.file.resolve(), place)
-        except OSError:  # another file system
-            shutil.copyfile(row.file, place)
-        return row.sha256
-    data = encode_jpeg(read_image(row.file, size))
-    place.write_bytes(data)
-    return sha256(data).hexdigest()
-
-
-def replace(new: Path, output: Path) -> None:
-    """Put the folder `new` in the place of `output`."""
-    former = output.with_name(f".{output.name}.former")
-    shutil.rmtree(former, ignore_errors=True)
-    if output.exists():
-        output.rename(former)
-    new.rename(output)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def summary(images: pd.DataFrame) -> str:
@@ -246,7 +161,7 @@ def parse(arguments: Sequence[str] | None = None):
     parser = Parser(description=__doc__)
     parser.add_argument("--source", type=Path, default=SOURCE, help="data set in Kaggle's layout (%(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to make or replace (%(default)s)")
-    parser.add_argument("--duplicates", type=Path, help=f"pairs of ids; by default the source's {metadata.DUPLICATES}")
+    parser.add_argument("--duplicates", type=Path, help=f"pairs of ids; by default the source's {DUPLICATES}")
     parser.add_argument("--external", type=Path, action="append", default=[], help="one more set, for training only")
     parser.add_argument("--metadata", type=Path, help="table that fills what the source's own leaves empty, by id")
     parser.add_argument("--size", type=int, default=256, help="pixels a side of the written pictures (%(default)s)")
@@ -261,17 +176,27 @@ def parse(arguments: Sequence[str] | None = None):
     parser.add_argument(
         "--drop-diagnosis", nargs="+", default=[], metavar="NAME", help="leave these out, e.g. bcc akiec"
     )
+    parser.add_argument(
+        "--list", type=Path, metavar="CSV", help="write only a list of the split of --metadata's images"
+    )
     options = parser.parse_args(arguments)
     if not 32 <= options.size <= 4096:
         raise UserError(f"--size {options.size}: between 32 and 4096 pixels")
     if options.folds < 0 or options.folds == 1:
         raise UserError(f"--folds {options.folds}: 2 or more, or 0 for none")
+    if options.list and not options.metadata:
+        raise UserError("--list needs --metadata, the table whose images it splits")
     return options
 
 
 def main() -> None:
     options = vars(parse())
-    images = generate(table=options.pop("metadata"), **options)
+    table, path = options.pop("metadata"), options.pop("list")
+    if path:
+        images = write_list(table, path, options["duplicates"], options["seed"], options["folds"])
+        print(f"{summary(images)}\n{path}: every image of {table}, without a look at the pictures")
+        return
+    images = generate(table=table, **options)
     print(f"\n{summary(images)}\n{options['output'] / TABLE}: every listed image, where it went and why")
 
 

@@ -20,8 +20,16 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+FORMATS = {  # as Pillow calls them; MPO is a JPEG with more pictures behind the first
+    "JPEG": (".jpg", ".jpeg"),
+    "MPO": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+}
+EXTENSIONS = tuple(dict.fromkeys(extension for extensions in FORMATS.values() for extension in extensions))
 PIXEL_LIMIT = 100_000_000
 BYTE_LIMIT = 512 * 2**20
 TINY = 32  # pixels; a lesion on fewer shows nothing that a network could use
@@ -110,7 +118,9 @@ def _scan_one(path: str | os.PathLike | None) -> tuple:
         reason = f"tiny: {width}x{height} pixels"
     elif (spread := float(cv2.meanStdDev(picture.pixels)[1].max())) < BLANK:
         reason = f"nearly blank: its grey levels vary by {spread:.1f}"
-    return width, height, len(data), digest, picture.plain, ", ".join(picture.notes), reason
+    extension = os.path.splitext(path)[1].lower()
+    misnamed = () if extension in FORMATS[picture.format] else (f"{picture.format} named {extension}",)
+    return width, height, len(data), digest, picture.plain, ", ".join(picture.notes + misnamed), reason
 
 
 def _read(path: str | os.PathLike) -> bytes:
@@ -173,7 +183,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 def _decode_odd(data: bytes) -> Picture:
     """Through Pillow: slower, but strict about truncation and aware of every colour model."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
             _check_pixels(*image.size)
             notes = _notes(image)
             image.load()
@@ -195,7 +205,7 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
         note
         for note, holds in {
             "CMYK": image.mode == "CMYK",
-            "16-bit": image.mode.startswith("I"),
+            "16-bit": image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile),
             "alpha": image.has_transparency_data,
             "animated": getattr(image, "n_frames", 1) > 1 and image.format != "MPO",
             "rotated": image.getexif().get(0x0112, 1) in range(2, 9),

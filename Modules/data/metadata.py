@@ -10,9 +10,10 @@ Rows are counted as a text editor shows them: the header is row 1.
 import codecs
 import io
 import os
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -47,9 +48,9 @@ def read_metadata(source: Path, metadata: Path | None = None) -> pd.DataFrame:
     own = Path(source) / TABLE
     if not own.is_file() and metadata is None:
         raise UserError(f"no {TABLE} in {source}: name the table with --metadata, or --source another folder")
-    table = _read_table(own) if own.is_file() else None
+    table = read_table(own) if own.is_file() else None
     if metadata is not None:
-        extra = _read_table(Path(metadata), target_required=table is None)
+        extra = read_table(Path(metadata), target_required=table is None)
         table = extra if table is None else _join(table, extra, metadata)
     return table
 
@@ -83,8 +84,47 @@ def find_pictures(source: Path) -> dict[str, Path]:
     return found
 
 
-def _read_table(path: Path, target_required: bool = True) -> pd.DataFrame:
-    """One table by the schema, COLUMNS only; without `target_required` a missing target is NA throughout."""
+def read_sources(source: Path, external: Sequence[Path] = (), metadata: Path | None = None) -> pd.DataFrame:
+    """The tables of the data sets in `source` and `external` in one, COLUMNS and three more.
+
+    `source` names the set, `external` (bool) is False for the first, `file` is a Path, None where there is no picture.
+    An id that an earlier set has too becomes ID@SET.
+    """
+    tables = []
+    for folder in (source, *external):
+        table = read_metadata(folder, None if tables else metadata)
+        files = find_pictures(folder)
+        name = os.path.basename(os.path.abspath(folder))
+        name = f"{name}-{len(tables)}" if any(name == other["source"].iloc[0] for other in tables) else name
+        table = table.assign(source=name, external=bool(tables), file=table["isic_id"].map(files.get).astype(object))
+        if table["file"].isna().all():
+            raise UserError(f"{folder}: no picture has one of the {len(table):,} ids of the table as its name")
+        if table["patient_id"].isna().all():
+            print(f"{folder}: no patient_id; groups come from lesions and duplicates alone", file=sys.stderr)
+        known = {name for other in tables for name in other["isic_id"]}
+        table["isic_id"] = table["isic_id"].where(
+            ~table["isic_id"].isin(known), table["isic_id"] + "@" + table["source"]
+        )
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def same_ids(table: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of ids (`first`, `second`; `kind`) that `read_sources` told apart although they are the same."""
+    again = table.loc[table["isic_id"].str.contains("@"), "isic_id"]
+    return pd.DataFrame({"first": again.str.split("@").str[0], "second": again}, dtype="str").assign(kind="same id")
+
+
+def read_official(source: Path, path: Path | None = None) -> pd.DataFrame:
+    """The official duplicate pairs (`first`, `second`; `kind`): by default the list that lies in `source`, if any."""
+    path = path or Path(source) / DUPLICATES
+    if not path.is_file() and path == Path(source) / DUPLICATES:
+        return pd.DataFrame({"first": [], "second": [], "kind": []}, dtype="str")
+    return read_duplicates(path).assign(kind="official")
+
+
+def read_table(path: Path, target_required: bool = True) -> pd.DataFrame:
+    """The table in the file `path` by the schema, COLUMNS only; without `target_required` its target may be NA."""
     raw = read_csv(path)
     table = raw.rename(columns={old: new for old, new in ALIASES.items() if new not in raw.columns})
     if "isic_id" not in table:

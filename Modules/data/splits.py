@@ -46,7 +46,10 @@ def assign(
             count.index, count["size"].tolist(), count["sum"].tolist(), stratum.tolist(), strict=True
         )
     }
-    scale = {what: 1.0 for what in stratum} | {what: float(count["size"].mean()) for what in ("benign", "malignant")}
+    scale = dict.fromkeys(stratum, 1.0)  # what one group brings on average, so that all weigh alike
+    for what in CLASSES:
+        numbers = [facts[what] for facts in brings.values() if facts[what]]
+        scale[what] = sum(numbers) / max(len(numbers), 1)
     behind = {part: dict.fromkeys(scale, 0.0) for part in shares}
     room = {part: share * len(table) for part, share in shares.items()}
     holds = {part: dict.fromkeys(scale, 0) for part in shares}
@@ -79,6 +82,7 @@ def assign(
             key=lambda part: sum(
                 number * (behind[part][what] + shares[part] * number) / scale[what] ** 2
                 for what, number in brings[name].items()
+                if number
             ),
         )
         give(name, parts[name])
