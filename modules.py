@@ -69,8 +69,8 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
     except Exception as error:  # urllib, h5py and Keras each raise their own
         if source == "imagenet":
             raise UserError(
-                f"ImageNet weights of {backbone} can't be downloaded. Three ways out: --weights PATH (a file or folder with "
-                f"{backbone}_notop.weights.h5, fetched elsewhere), --weights none (random), or connect and retry"
+                f"ImageNet weights of {backbone} can't be downloaded. Three ways out: connect and retry; --weights "
+                f"PATH, a file or a folder with {backbone}_notop.weights.h5, fetched elsewhere; --weights none, random ones"
             ) from error
         raise UserError(f"--weights {source}: not weights of {backbone} without its top ({error})") from error
 

@@ -11,6 +11,9 @@ is) and writes `checkpoints/`: best_epoch.keras (image -> probability of melanom
 gallery.npz (the known lesions), figures/ and tensorboard/. `--resume` goes on with a run that was cut off.
 """
 
+from Modules import quiet  # noqa: F401, before TensorFlow
+
+# isort: split
 import argparse
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +30,7 @@ from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, wit
 from Modules.data.manifest import LABELS, manifest_sha256
 from Modules.data.synthetic import write_dataset
 from Modules.evaluation import report, scoring
+from Modules.metric_learning.collapse import diagnose
 from Modules.metric_learning.losses import make_loss
 from Modules.metric_learning.mnist import warm_up
 from Modules.metric_learning.sampling import oversampled
@@ -36,6 +40,8 @@ from Modules.NeuralNetwork import NeuralNetwork
 WORDS = ("full-dataset", "full-model", "mnist")
 BALANCED, SMALLER, DEMO = Path("datasets/balanced"), Path("datasets/smaller"), Path("datasets/demo")
 THRESHOLD = 0.5  # training is balanced, so one half is where the two classes are equally likely
+
+FALSE_ALARMS = 0.02  # share of validation images that may be called unlike anything known
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -129,7 +135,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         steps,
         recipe.embedding.epochs,
         lambda model: embedding_figures(
-            model, image_batches(judged, recipe.data), judged, loss, recipe.data.batch_size
+            model, image_batches(judged, recipe.data), judged, loss, recipe.embedding.margin, recipe.data.batch_size
         ),
         recipe.embedding.patience,
         options.resume,
@@ -175,8 +181,12 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     _, known = scoring.score(model, image_batches(training, recipe.data), len(training), "gallery")
     scoring.write_gallery(folder / "gallery.npz", training, known)
     gallery = scoring.read_gallery(folder / "gallery.npz")
+    nearest = scoring.nearest_known(held_out, gallery, 1)[1]
     probability, embeddings = scoring.score(model, image_batches(test, recipe.data), len(test), "test")
     results = scoring.evaluate_split(test, probability, embeddings, gallery, THRESHOLD)
+    diagnosis = diagnose(metric.epochs(), recipe.embedding.margin)
+    for result in results.values():
+        result["embedding"]["collapsed"] = diagnosis is not None and diagnosis.kind == "collapse"
     watch.lap("evaluation")
 
     # == 4. Write: every number, the figures, what W&B and TensorBoard show ============================================
@@ -199,6 +209,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
             "best_epoch": {stage: network.best_epoch + 1 for stage, network in networks.items()},
             "threshold": THRESHOLD,
             "calibration": None,
+            "in_distribution": {"lowest_similarity": float(np.quantile(nearest, FALSE_ALARMS))},
             "validation": {
                 stage: {name: values[network.best_epoch] for name, values in network.history.items() if "val_" in name}
                 for stage, network in networks.items()
@@ -219,6 +230,8 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         network.file.unlink()  # nothing is left to resume
     print(report.summary(results["test"], "Test set, 50/50"))
     print(report.summary(baseline["test"], "The plain classifier on it (frozen features, logistic regression)"))
+    if diagnosis:
+        print(f"Warning: {diagnosis.message}")
     print(f"Wrote {file} and its figures in {watch.total / 60:.1f} minutes; next: python predict.py")
 
 

@@ -11,6 +11,7 @@ in one step, so a crash leaves the former epoch's. `resume=True` goes on from it
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,10 @@ class NeuralNetwork:
         sign = 1 if self.mode == "min" else -1
         values = [sign * value if math.isfinite(value) else math.inf for value in self.history[self.monitor]]
         return values.index(min(values))
+
+    def epochs(self) -> list[dict[str, float]]:
+        """The history as one record an epoch."""
+        return [dict(zip(self.history, values, strict=True)) for values in zip(*self.history.values(), strict=True)]
 
     def fit(
         self,
@@ -143,16 +148,17 @@ class _Epochs(tf.keras.callbacks.Callback):
         self.validate, self.patience = validate, patience
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.begun = time.perf_counter()
         title = f"{self.network.name} {epoch + 1}/{self.epochs}"
-        self.bar = tqdm(total=self.steps, desc=title, unit="batch", leave=False, ncols=80, mininterval=1)
+        self.bar = tqdm(total=self.steps, desc=title, unit="batch", leave=False, ncols=80, disable=None)
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update()
         self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds = self.bar.format_dict["elapsed"]
         self.bar.close()
+        seconds = time.perf_counter() - self.begun
         logs.update(self.validate(self.model))
         self.network.record(logs)
         name, monitor = self.network.name, self.network.monitor

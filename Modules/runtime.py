@@ -2,6 +2,7 @@
 
 import platform
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
-        "keras": tf.keras.__version__,
+        "keras": version("keras"),
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
     }

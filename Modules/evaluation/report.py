@@ -92,7 +92,7 @@ def write_test_figures(
         {
             "confusion_matrix": figures.confusion_matrix(result["confusion_matrix"], "Test set, 50/50"),
             "roc_and_precision_recall": figures.roc_and_precision_recall(targets, probability, result),
-            "tsne": figures.tsne(embeddings, targets, "t-SNE of the test embedding", test["patient_id"]),
+            "tsne": figures.tsne(embeddings, targets, "Test embedding", test["patient_id"]),
             "distances": figures.distance_histogram(*pairs, margin=margin),
         },
         folder,

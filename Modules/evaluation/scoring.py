@@ -3,6 +3,7 @@
 train.py and predict.py both come through here, with the same saved file, so that both print the same figures.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,41 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from Modules.cli import UserError
 from Modules.evaluation.metrics import evaluate
 from Modules.metric_learning.quality import embedding_quality
 
 
+def compiled(model: tf.keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """The model in inference mode as one graph for batches of any size, the last and smaller one too."""
+    signature = [tf.TensorSpec(model.input_shape, tf.float32)]
+    return tf.function(lambda images: tf.nest.flatten(model(images, training=False)), input_signature=signature)
+
+
 def embed(model: tf.keras.Model, batches: tf.data.Dataset, n: int, title: str) -> list[np.ndarray]:
     """Each output of `model` for the n images of `batches` (images, targets), float32 [n, ...], with a progress bar."""
-    # One trace for all batches, the last and smaller one too.
-    run = tf.function(lambda images: model(images, training=False), input_signature=[batches.element_spec[0]])
-    parts = []
-    with tqdm(total=n, desc=title, unit="image", leave=False, ncols=80, mininterval=1) as bar:
-        for images, _ in batches:
-            parts.append([part.numpy() for part in tf.nest.flatten(run(images))])
-            bar.update(len(images))
-    return [np.concatenate(column).astype(np.float32) for column in zip(*parts, strict=True)]
+    with tqdm(total=n, desc=title, unit="image", leave=False, ncols=80, disable=None) as bar:
+        outputs = model.predict(batches, verbose=0, callbacks=[_Progress(bar)])
+    return [np.asarray(output, np.float32) for output in tf.nest.flatten(outputs)]
+
+
+class _Progress(tf.keras.callbacks.Callback):
+    def __init__(self, bar: tqdm):
+        super().__init__()
+        self.bar = bar
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self.bar.update(len(tf.nest.flatten(logs["outputs"])[0]))
+
+
+def with_embedding(model: tf.keras.Model) -> tf.keras.Model:
+    """A joined model with two outputs: the probability [B, 1] and the embedding [B, D]."""
+    return tf.keras.Model(model.inputs, [model.output, model.get_layer("embedding").output])
 
 
 def score(model: tf.keras.Model, batches: tf.data.Dataset, n: int, title: str) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [n] and embeddings [n, D], float32, of the images of `batches` by a joined model."""
-    both = tf.keras.Model(model.inputs, [model.output, model.get_layer("embedding").output])
-    probability, embeddings = embed(both, batches, n, title)
+    probability, embeddings = embed(with_embedding(model), batches, n, title)
     return probability[:, 0], embeddings
 
 
@@ -98,5 +114,22 @@ def write_gallery(file: Path, table: pd.DataFrame, embeddings: np.ndarray) -> No
 
 
 def read_gallery(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as saved:
-        return dict(saved)
+    """The arrays that `write_gallery` wrote.
+
+    Raises:
+        UserError: no such file, or another kind.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no gallery of known lesions in {file} ({error}); train.py writes it beside the model"
+        ) from None
+
+
+def nearest_known(embeddings: np.ndarray, gallery: dict, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k lesions most similar to each embedding, nearest first: positions in the gallery and cosines, both [N, k]."""
+    similarity = embeddings @ gallery["embeddings"].astype(np.float32).T
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(similarity, order, axis=1)

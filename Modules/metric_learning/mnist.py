@@ -28,7 +28,8 @@ EMBEDDING = 64  # dimensions
 MARGIN = 0.4  # as on lesions
 BATCH = 128  # images
 LEARNING_RATE = 1e-3  # of Adam
-STEPS = 3000  # training steps in all: 7 epochs of MNIST
+STEPS = 1500  # training steps at most: 3 epochs of MNIST
+PATIENCE = 10  # epochs without a better validation
 HOST = "storage.googleapis.com"  # where tensorflow-datasets fetches MNIST
 SHOWN = 2000  # test images in the t-SNE
 
@@ -83,18 +84,20 @@ def warm_up(folder: Path, seed: int, resume: bool = False) -> dict:
         return {"val_knn_accuracy": quality["knn_accuracy"], "val_silhouette": quality["silhouette"]}
 
     network.fit(
-        lambda epoch: vector_batches(training, targets, BATCH, seed, epoch)[0], steps, -(-STEPS // steps), validate,
-        resume=resume,
-    )  # fmt: skip
+        lambda epoch: vector_batches(training, targets, BATCH, seed, epoch)[0],
+        steps,
+        -(-STEPS // steps),
+        validate,
+        PATIENCE,
+        resume,
+    )
 
     known, embeddings = (network.model.predict(part, batch_size=1024, verbose=0) for part in (training, test[0]))
     quality = embedding_quality(embeddings, test[1], None, reference=(known, targets, None))
     network.model.save(folder / "embedding.keras")
     pictures = {
         "curves": figures.learning_curves(network.history, f"Embedding of {name}", network.best_epoch + 1),
-        "tsne": figures.tsne(
-            embeddings[:SHOWN], test[1][:SHOWN], f"t-SNE of {name}", class_names=[str(digit) for digit in range(10)]
-        ),
+        "tsne": figures.tsne(embeddings[:SHOWN], test[1][:SHOWN], f"Test set of {name}", class_names="0123456789"),
     }
     for title, figure in pictures.items():
         figures.save(figure, folder / "figures" / f"{title}.png")

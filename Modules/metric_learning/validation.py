@@ -7,21 +7,20 @@ import pandas as pd
 import tensorflow as tf
 
 from Modules.evaluation.scoring import embed
+from Modules.metric_learning.collapse import embedding_statistics
 from Modules.metric_learning.quality import embedding_quality
 from Modules.metric_learning.sampling import shuffled
 
-WATCHED = (
-    "recall_at_1",
-    "knn_roc_auc",
-    "mean_positive_distance",
-    "mean_negative_distance",
-    "embedding_std",
-    "effective_rank",
-)
+NEIGHBOURS = ("recall_at_1", "knn_roc_auc")
 
 
 def embedding_figures(
-    model: tf.keras.Model, batches: tf.data.Dataset, table: pd.DataFrame, loss: Callable, batch_size: int
+    model: tf.keras.Model,
+    batches: tf.data.Dataset,
+    table: pd.DataFrame,
+    loss: Callable,
+    margin: float,
+    batch_size: int,
 ) -> dict[str, float]:
     """`val_loss`, over batches of the training size, and how well the classes of `table`'s images are apart.
 
@@ -33,9 +32,11 @@ def embedding_figures(
     # so that the last is not a remnant without triplets.
     parts = np.array_split(shuffled(len(table), 0, 0), -(-len(table) // batch_size))
     losses = [float(loss(targets[part], embeddings[part])) for part in parts]
-    quality = embedding_quality(embeddings, targets, table["group"].to_numpy())
-    figures = {f"val_{name}": np.nan if quality[name] is None else quality[name] for name in WATCHED}
-    return {"val_loss": float(np.average(losses, weights=[len(part) for part in parts]))} | figures
+    groups = table["group"].to_numpy()
+    quality = embedding_quality(embeddings, targets, groups)
+    figures = {name: quality[name] for name in NEIGHBOURS} | embedding_statistics(embeddings, targets, groups, margin)
+    figures["loss"] = float(np.average(losses, weights=[len(part) for part in parts]))
+    return {f"val_{name}": np.nan if value is None else value for name, value in figures.items()}
 
 
 def classifier_figures(model: tf.keras.Model, embeddings: np.ndarray, targets: np.ndarray) -> dict[str, float]:

@@ -1,0 +1,188 @@
+"""Evaluate the classifier on its test split, or score pictures.
+
+    python predict.py                        the test split that the checkpoint was trained beside, once more
+    python predict.py lesion.jpg folder/     pictures, and folders of them -> a table and predictions.csv
+
+Every picture gets its probability of melanoma, the decision at the checkpoint's threshold and the most similar known
+lesions. This is no medical device: it can miss a melanoma.
+"""
+
+from Modules import quiet  # noqa: F401, before TensorFlow
+
+# isort: split
+import argparse
+import csv
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import modules
+from dataset import image_batches, load_manifest, select
+from Modules import cli, runtime
+from Modules.cli import UserError
+from Modules.config import Data
+from Modules.data.images import EXTENSIONS, ImageError, read_image
+from Modules.data.manifest import LABELS, manifest_sha256
+from Modules.evaluation import report, scoring
+
+COLUMNS = ("path", "probability", "prediction", "threshold", "in_distribution", "neighbours", "error")
+BATCH = 32  # images scored at once
+SHOWN = 20  # rows on the terminal; the file has them all
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.Parser(prog="predict.py", description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="pictures, and folders of them")
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_epoch.keras"))
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="(predictions.csv)")
+    parser.add_argument("--neighbours", type=int, default=5, metavar="K", help="known lesions to name (5)")
+    parser.add_argument("--data", type=Path, help="the data set, where it is no longer where training found it")
+    options = parser.parse_args(arguments)
+    if options.neighbours < 1:
+        raise UserError(f"--neighbours {options.neighbours}: expected 1 or more")
+    return options
+
+
+def load_facts(checkpoint: Path) -> dict:
+    """The JSON beside a checkpoint.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    file = checkpoint.with_suffix(".json")
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't read {file}, which train.py writes beside the model ({error})") from None
+
+
+def evaluate(options: argparse.Namespace, model, facts: dict, gallery: dict) -> None:
+    """Score the checkpoint's own test split once more and print it."""
+    folder = options.data or Path(facts["data"])
+    manifest = load_manifest(folder, facts["fold"])
+    if manifest_sha256(folder) != facts["manifest_sha256"]:
+        raise UserError(f"{folder} is not the data set this checkpoint was trained beside: its test split may be known")
+    test = select(manifest, "test", full=True)
+    config = Data(**facts["config"]["data"])
+    probability, embeddings = scoring.score(model, image_batches(test, config), len(test), "test")
+    results = scoring.evaluate_split(test, probability, embeddings, gallery, facts["threshold"])
+    for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
+        print(report.summary(results[view], title))
+        print(report.class_report(results[view]))
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """The files among `paths` as they are, and the pictures (by suffix) in and below the folders, sorted.
+
+    Raises:
+        UserError: no picture at all.
+    """
+    files = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        else:
+            files.append(path)
+    if not files:
+        raise UserError(f"no picture in {', '.join(map(str, paths))}: expected {', '.join(EXTENSIONS)}")
+    return files
+
+
+def read_batches(files: list[Path], size: int) -> Iterator[list[tuple[Path, np.ndarray | ImageError]]]:
+    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead on all cores."""
+
+    def read(file: Path) -> tuple[Path, np.ndarray | ImageError]:
+        try:
+            return file, read_image(file, size)
+        except ImageError as error:
+            return file, error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ahead = []
+        for start in range(0, len(files), BATCH):
+            ahead.append([pool.submit(read, file) for file in files[start : start + BATCH]])
+            if len(ahead) > 2:
+                yield [future.result() for future in ahead.pop(0)]
+        for batch in ahead:
+            yield [future.result() for future in batch]
+
+
+def score_files(options: argparse.Namespace, model, facts: dict, gallery: dict) -> Iterator[dict]:
+    """One row of COLUMNS for every file; memory does not grow with their number."""
+    run = scoring.compiled(scoring.with_embedding(model))
+    files = find_images(options.paths)
+    threshold, lowest = facts["threshold"], facts["in_distribution"]["lowest_similarity"]
+    with tqdm(total=len(files), desc="score", unit="image", leave=False, ncols=80, disable=None) as bar:
+        for batch in read_batches(files, facts["config"]["data"]["image_size"]):
+            bar.update(len(batch))
+            images = [picture for _, picture in batch if not isinstance(picture, ImageError)]
+            scores = iter(())
+            if images:
+                probability, embeddings = (part.numpy() for part in run(np.stack(images).astype(np.float32)))
+                positions, similarity = scoring.nearest_known(embeddings, gallery, options.neighbours)
+                scores = zip(probability[:, 0], positions, similarity, strict=True)
+            for file, picture in batch:
+                if isinstance(picture, ImageError):
+                    yield dict.fromkeys(COLUMNS, "") | {"path": file, "error": picture}
+                    continue
+                value, nearest, cosines = next(scores)
+                yield dict.fromkeys(COLUMNS, "") | {
+                    "path": file,
+                    "probability": f"{value:.6f}",
+                    "prediction": LABELS[int(value >= threshold)],
+                    "threshold": threshold,
+                    "in_distribution": bool(cosines[0] >= lowest),
+                    "neighbours": " ".join(
+                        f"{gallery['ids'][i]}:{LABELS[gallery['targets'][i]]}:{cosine:.3f}"
+                        for i, cosine in zip(nearest, cosines, strict=True)
+                    ),
+                }
+
+
+def main() -> None:
+    options = parse()
+    facts = load_facts(options.checkpoint)
+    runtime.set_precision("float32")
+    model = modules.load(options.checkpoint)
+    gallery = scoring.read_gallery(options.checkpoint.with_name("gallery.npz"))
+    if not options.paths:
+        evaluate(options, model, facts, gallery)
+        return
+
+    read = malignant = count = 0
+    partial = options.output.with_name(options.output.name + ".partial")
+    try:
+        with open(partial, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            for row in score_files(options, model, facts, gallery):
+                writer.writerow(row)
+                count, read = count + 1, read + (not row["error"])
+                malignant += row["prediction"] == LABELS[1]
+                if count <= SHOWN:
+                    print_row(row)
+        partial.replace(options.output)
+    except OSError as error:
+        raise UserError(f"can't write {options.output} ({error.strerror}): choose another file with --output") from None
+    if count > SHOWN:
+        print(f"... and {count - SHOWN} more")
+    print(f"{read} of {count} pictures scored, {malignant} called malignant; table in {options.output}")
+    if not read:
+        raise UserError(f"none of {count} pictures could be read; {options.output} says why")
+
+
+def print_row(row: dict) -> None:
+    """One line of at most 80 columns; a long path keeps its end, a long error its beginning."""
+    path = str(row["path"])
+    name = path if len(path) <= 45 else "..." + path[-42:]
+    verdict = str(row["error"]) or f"{row['probability'][:6]}  {row['prediction']}"
+    print(f"{name:<45}  {verdict}"[:80])
+
+
+if __name__ == "__main__":
+    cli.run(main)
