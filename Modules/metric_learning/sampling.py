@@ -108,8 +108,8 @@ def _deal(patients: np.ndarray, batch: np.ndarray, steps: int, rng: np.random.Ge
     """Which of n images each of M draws takes, [M]: pass after pass over all of them, each patient's spread out.
 
     patients: [n] codes; batch: [M] the batch of each draw, ascending. In each pass the images lie sorted by patient and
-    are dealt like cards, one to each batch in turn: a patient is in a batch twice only if it has more images than the
-    pass has batches.
+    are dealt like cards, to the batches in turn and in proportion to the places they have: a patient is in a batch
+    twice only if it has more images than the pass has batches.
     """
     n, passes = len(patients), -(-len(batch) // len(patients))
     _, patients = np.unique(patients, return_inverse=True)
@@ -122,8 +122,14 @@ def _deal(patients: np.ndarray, batch: np.ndarray, steps: int, rng: np.random.Ge
     taken = np.sort(np.argsort(nth, kind="stable")[: len(batch) - (passes - 1) * n])
     cards = np.r_[cards[:-1].ravel(), cards[-1, taken]]
 
-    turn = np.arange(len(batch)) - np.searchsorted(batch, batch)  # the place of each draw in its batch
-    seats = rng.permutation(steps)[batch]
+    lap = np.arange(len(batch)) // n
+    start = np.flatnonzero(
+        np.r_[True, (np.diff(batch) > 0) | (np.diff(lap) > 0)]
+    )  # of each batch's places in each pass
+    places = np.diff(np.r_[start, len(batch)])
+    place = np.arange(len(batch)) - np.repeat(start, places)
+    # The batches take their turns in random order, or batches that follow one another would show the same patients.
+    turn = (place + rng.permutation(steps)[batch] / steps) / np.repeat(places, places)
     dealt = np.empty(len(batch), np.int64)
-    dealt[np.lexsort((seats, turn, np.arange(len(batch)) // n))] = cards
+    dealt[np.lexsort((turn, lap))] = cards
     return dealt

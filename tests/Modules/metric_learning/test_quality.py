@@ -108,6 +108,22 @@ def test_silhouette_without_groups_is_scikit_learns():
     )
 
 
+def test_an_image_alone_in_its_class_has_silhouette_0():
+    embeddings = make(1, n=12)[0]
+    targets = np.array([2] + [0, 1] * 5 + [1])
+    assert embedding_quality(embeddings, targets, None)["silhouette"] == pytest.approx(
+        silhouette_score(embeddings, targets), abs=1e-5
+    )
+
+
+def test_neighbours_at_the_same_distance_share_the_places_that_are_left():
+    """One benign neighbour, then three malignant and one benign tied for two places: 1.5 votes each."""
+    point, far = [1.0, 0.0], [0.0, 1.0]
+    known = np.array([point] + [far] * 4, np.float32), np.array([0, 1, 1, 1, 0]), None
+    result = embedding_quality(np.array([point], np.float32), np.array([1]), None, known, k=3)
+    assert result["knn_accuracy"] == 0.5
+
+
 def test_spread_follows_its_definition():
     embeddings = make(2)[0]
     singular = np.linalg.svd(embeddings, compute_uv=False)
@@ -281,6 +297,13 @@ def test_k_shot_of_more_than_there_are_is_none():
     result = k_shot(embeddings, targets, None, shots=(4, 5))
     assert result["4"] is not None
     assert result["5"] is None
+
+
+def test_k_shot_draws_each_reference_once():
+    (*images, _), (embeddings, targets, _) = make(12), make(13, n=20)
+    targets[:] = np.arange(20) % 2
+    result = k_shot(*images, None, reference=(embeddings, targets, None), shots=(10, None))
+    assert result["10"] == pytest.approx(result["all"])
 
 
 def test_k_shot_of_separate_classes_is_perfect():

@@ -1,5 +1,7 @@
 """Each property that training relies on, over random tables of classes and patients."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -113,14 +115,36 @@ def test_class_batches_of_two_classes_are_half_and_half(benign, malignant, half,
 
 
 @properties
-@given(st.lists(st.integers(1, 12), min_size=8, max_size=30), seeds)
-def test_a_batch_holds_as_many_patients_as_possible(images_of_patient, seed):
+@given(st.lists(st.integers(1, 12), min_size=4, max_size=30), st.integers(4, 16), seeds)
+def test_a_batch_holds_as_many_patients_as_possible(images_of_patient, size, seed):
     patients = np.repeat(np.arange(len(images_of_patient)), images_of_patient)
-    size = 8
     batches = class_batches(np.zeros(len(patients), int), patients, size, seed, 0)
-    for batch in batches[:-1]:  # the last is filled up with a second look at some
-        most = np.bincount(patients[batch]).max()
-        assert most <= -(-max(images_of_patient) // (len(batches) - 1))
+    full = len(patients) // size
+    for batch in batches[:full]:  # the last may be filled up with a second look at some
+        for n, images in zip(np.bincount(patients[batch]), images_of_patient, strict=False):
+            assert n <= -(-images // full)
+            assert n <= -(-images * size // len(patients)) + 1
+
+
+def test_patients_are_spread_over_batches_of_which_one_is_partly_filled():
+    patients = np.repeat(np.arange(10), 10)
+    first, last = class_batches(np.zeros(100, int), patients, 64, 0, 0)  # the last: 36 images, and 28 seen again
+    assert np.bincount(patients[first]).max() <= 8  # 6.4 on average
+    assert np.bincount(patients[last]).max() <= 9
+
+
+def test_batches_that_follow_one_another_show_different_patients():
+    patients = np.repeat(np.arange(64), 8)
+    batches = patients[class_batches(np.zeros(512, int), patients, 8, 0, 0)]
+    shared = [len(set(one) & set(other)) for one, other in pairwise(batches)]
+    assert np.mean(shared) < 2  # 0.9 by chance; 7 if each patient went from a batch to the next
+
+
+def test_classes_take_turns_where_a_batch_has_not_all():
+    targets = np.arange(140) % 7
+    batches = class_batches(targets, None, 8, 0, 0, classes_per_batch=2)
+    assert np.ptp(np.bincount(targets[batches.ravel()])) <= 4
+    assert len(batches) == 18  # 7 classes x 5 shares of 4 images, two shares a batch
 
 
 def test_missing_patients_are_each_their_own():
