@@ -58,8 +58,8 @@ def class_batches(
 
     The epoch ends when every image has been seen. Inside a class all images are seen once before any is seen again, so
     their counts differ by one at most; a class of fewer than K images repeats inside a batch. A class's images in a
-    batch come from as many patients as possible; two classes may share a patient: such negatives are worth having,
-    because they cannot be told apart by who the patient is.
+    batch come from as many patients as possible (where a pass over a small class ends inside the batch, a few may come
+    twice). Two classes may share a patient: such negatives cannot be told apart by who the patient is.
 
     Raises UserError if there is no image or `classes_per_batch` does not fit.
     """
@@ -123,9 +123,8 @@ def _deal(patients: np.ndarray, batch: np.ndarray, steps: int, rng: np.random.Ge
     cards = np.r_[cards[:-1].ravel(), cards[-1, taken]]
 
     lap = np.arange(len(batch)) // n
-    start = np.flatnonzero(
-        np.r_[True, (np.diff(batch) > 0) | (np.diff(lap) > 0)]
-    )  # of each batch's places in each pass
+    # Where the places of each batch begin; of one in which a pass ends, those of each pass.
+    start = np.flatnonzero(np.r_[True, (np.diff(batch) > 0) | (np.diff(lap) > 0)])
     places = np.diff(np.r_[start, len(batch)])
     place = np.arange(len(batch)) - np.repeat(start, places)
     # The batches take their turns in random order, or batches that follow one another would show the same patients.
