@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import modules
 from dataset import image_batches, load_manifest, select
-from Modules import cli, runtime
+from Modules import cli
 from Modules.cli import UserError
 from Modules.config import Data
 from Modules.data.images import EXTENSIONS, ImageError, read_image
@@ -146,9 +146,8 @@ def score_files(options: argparse.Namespace, model, facts: dict, gallery: dict) 
 
 def main() -> None:
     options = parse()
-    facts = load_facts(options.checkpoint)
-    runtime.set_precision("float32")
     model = modules.load(options.checkpoint)
+    facts = load_facts(options.checkpoint)
     gallery = scoring.read_gallery(options.checkpoint.with_name("gallery.npz"))
     if not options.paths:
         evaluate(options, model, facts, gallery)

@@ -1,0 +1,94 @@
+"""predict.py through its real command, with the checkpoint of the small drawn data set."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+
+from dataset import load_manifest, select
+from Modules.evaluation import report
+from tests.commands import fails, run
+
+
+def test_without_paths_it_repeats_the_numbers_of_training_to_the_last_digit(trained, tmp_path):
+    said = run("predict.py", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
+    facts = json.loads((trained / "best_epoch.json").read_text())
+    for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
+        assert report.summary(facts[view], title) in said
+        assert report.class_report(facts[view]) in said
+
+
+def test_every_input_gets_a_row_also_the_unreadable(trained, balanced, tmp_path):
+    folder = tmp_path / "inbox" / "deeper"
+    folder.mkdir(parents=True)
+    lesion = select(load_manifest(balanced), "train")["file"][0]
+    shutil.copy(lesion, folder / "lesion.jpg")
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "notes.txt").write_text("no picture by its suffix")
+    said = run("predict.py", tmp_path / "inbox", "gone.png", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert list(table.columns) == "path probability prediction threshold in_distribution neighbours error".split()
+    assert [path.split("/")[-1] for path in table["path"]] == ["lesion.jpg", "text.jpg", "gone.png"]
+    assert table["error"].notna().tolist() == [False, True, True]
+    assert table["probability"].isna().tolist() == [False, True, True]
+    assert table["prediction"][0] == ("malignant" if table["probability"][0] >= table["threshold"][0] else "benign")
+    assert "1 of 3 pictures scored" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_the_nearest_known_lesion_of_a_training_image_is_itself(trained, balanced, tmp_path):
+    rows = select(load_manifest(balanced), "train").head(5)
+    run(
+        "predict.py", *rows["file"], "--checkpoint", trained / "best_epoch.keras", "--neighbours", "2", "--output",
+        "out.csv", cwd=tmp_path,
+    )  # fmt: skip
+    table = pd.read_csv(tmp_path / "out.csv")
+    for neighbours in table["neighbours"].str.split():
+        assert len(neighbours) == 2
+        names, labels, cosines = zip(*(neighbour.split(":") for neighbour in neighbours), strict=True)
+        assert float(cosines[0]) > 0.99
+        assert set(labels) <= {"benign", "malignant"}
+        assert set(names) <= set(select(load_manifest(balanced), "train")["isic_id"])
+    assert table["in_distribution"].all()
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(trained, balanced, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = ["--checkpoint", trained / "best_epoch.keras"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "foreign.keras").write_text("not a model")
+    shutil.copy(trained / "best_epoch.json", tmp_path / "foreign.json")
+    for arguments, named in (
+        (["--checkpoint", "nowhere.keras"], "nowhere"),
+        (["--checkpoint", "foreign.keras"], "foreign.keras"),
+        (["--chekpoint", "x"], "did you mean --checkpoint?"),
+        ([*checkpoint, "empty"], "no picture in empty"),
+        ([*checkpoint, "text.jpg"], "none of 1 pictures could be read"),
+        ([*checkpoint, "--neighbours", "0"], "--neighbours 0"),
+        ([*checkpoint, "--data", "nowhere"], "nowhere"),
+        ([*checkpoint, "text.jpg", "--output", "missing/out.csv"], "--output"),
+    ):
+        assert named in fails("predict", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_another_data_set_is_refused(trained, balanced, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained, tmp_path / "checkpoints")
+    file = tmp_path / "checkpoints" / "best_epoch.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps(facts | {"manifest_sha256": "0" * 64}))
+    line = fails(
+        "predict", "--checkpoint", file.with_suffix(".keras"), "--data", balanced,
+        monkeypatch=monkeypatch, capsys=capsys,
+    )  # fmt: skip
+    assert "not the data set" in line
+
+
+def test_scores_are_those_of_the_test_split(trained, balanced, tmp_path):
+    test = select(load_manifest(balanced), "test", full=True)
+    run("predict.py", balanced / "test", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    called = dict(zip(table["path"].map(lambda path: path.split("/")[-1][:-4]), table["probability"] >= 0.5, strict=True))
+    right = np.mean([called[name] == bool(target) for name, target in zip(test["isic_id"], test["target"], strict=True)])
+    assert right == json.loads((trained / "best_epoch.json").read_text())["test_full"]["accuracy"]
