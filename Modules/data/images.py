@@ -20,9 +20,8 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-FORMATS = {  # as Pillow calls them; MPO is a JPEG with more pictures behind the first
+FORMATS = {  # as Pillow calls them
     "JPEG": (".jpg", ".jpeg"),
-    "MPO": (".jpg", ".jpeg"),
     "PNG": (".png",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
@@ -90,7 +89,7 @@ def scan(paths: Sequence[str | os.PathLike | None], progress: bool = True) -> pd
 
     One row a path (None: no file), in order: `width`, `height` (pixels, as shown), `bytes`, `sha256` (of the file;
     empty where unread), `plain` (a JPEG with nothing to convert), `notes` (what `decode` converts: "CMYK, rotated") and
-    `reason` (None when usable, else "absent", "unreadable: ...", "tiny: ..." or "nearly blank: ...").
+    `reason` (NA when usable, else "absent", "unreadable: ...", "tiny: ..." or "nearly blank: ...").
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, hashing and decoding all release the interpreter's lock
         rows = tqdm(
@@ -158,6 +157,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
     OpenCV fills the missing part of a truncated JPEG with grey and says nothing. Within the coded pixels every 0xff is
     followed by 0 or a restart marker, so a file that was cut there has no end-of-image marker after its first scan.
+    (Bytes changed within a complete file show as wrong colours; no decoder in reach tells them from a picture.)
     """
     position, size = 2, None
     while position + 4 <= len(data) and data[position] == 0xFF:
@@ -187,7 +187,8 @@ def _decode_odd(data: bytes) -> Picture:
             _check_pixels(*image.size)
             notes = _notes(image)
             image.load()
-            return Picture(_to_rgb(image), image.format, notes, False)
+            kind = "JPEG" if image.format == "MPO" else image.format  # MPO: a JPEG with more pictures behind the first
+            return Picture(_to_rgb(image), kind, notes, False)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:

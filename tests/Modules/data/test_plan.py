@@ -1,13 +1,10 @@
-"""Whatever the patients, lesions and pairs: no group crosses, nothing depends on the rows' order, the known stay put."""
+"""Whatever the patients, lesions and pairs: no group crosses, the rows' order is nothing, the known stay put."""
 
-import numpy as np
 import pandas as pd
-import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from Modules.cli import UserError
-from Modules.data.plan import plan, read_kept
+from Modules.data.plan import plan
 
 NO_PAIRS = pd.DataFrame({"first": [], "second": [], "kind": []}, dtype="str")
 
