@@ -1,0 +1,19 @@
+"""What the tests of several modules share."""
+
+from Modules import quiet  # noqa: F401, before TensorFlow
+
+# isort: split
+from pathlib import Path
+
+import pytest
+
+from generate_balanced_dataset import generate
+from Modules.data.synthetic import write_dataset
+
+
+@pytest.fixture(scope="session")
+def balanced(tmp_path_factory) -> Path:
+    """A small data set with two folds, made by the real commands' functions. Its pictures are 64 pixels a side."""
+    folder = tmp_path_factory.mktemp("data")
+    generate(write_dataset(folder / "source", images=80, size=64, seed=2), folder / "balanced", size=64, folds=2)
+    return folder / "balanced"
