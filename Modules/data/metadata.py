@@ -8,6 +8,7 @@ Rows are counted as a text editor shows them: the header is row 1.
 """
 
 import codecs
+import csv
 import io
 import os
 import sys
@@ -131,12 +132,11 @@ def read_table(path: Path, target_required: bool = True) -> pd.DataFrame:
         raise UserError(f"{path}: no column isic_id (or image_name) among {', '.join(raw.columns)}")
     if not {"target", "benign_malignant"} & set(table.columns) and target_required:
         raise UserError(f"{path}: no column target (or benign_malignant) among {', '.join(raw.columns)}")
-    words = table.get("benign_malignant", pd.Series(pd.NA, table.index, dtype="str")).str.lower()
-    from_words = words.map({"benign": "0", "malignant": "1"}).fillna(words)
+    if "target" in table:
+        table["target"] = table["target"].replace({"0.0": "0", "1.0": "1"})
+    _check(table, path)
     if "target" not in table:
-        table["target"] = from_words
-    table["target"] = table["target"].replace({"0.0": "0", "1.0": "1"})
-    _check(table, from_words, path, target_required)
+        table["target"] = _from_words(table)
     for column in COLUMNS:
         if column not in table:
             table[column] = pd.Series(pd.NA, table.index, dtype="str")
@@ -147,17 +147,28 @@ def read_table(path: Path, target_required: bool = True) -> pd.DataFrame:
     return _without_repeats(table.loc[:, list(COLUMNS)], path).reset_index(drop=True)
 
 
-def _check(table: pd.DataFrame, from_words: pd.Series, path: Path, target_required: bool) -> None:
+def _from_words(table: pd.DataFrame) -> pd.Series:
+    """The target that the column benign_malignant tells, "0" or "1"; NA where it says neither."""
+    words = table.get("benign_malignant", pd.Series(pd.NA, table.index, dtype="str"))
+    return words.str.lower().map({"benign": "0", "malignant": "1"}).astype("str")
+
+
+def _check(table: pd.DataFrame, path: Path) -> None:
     """Raise UserError that names the values outside the schema by row and column."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using typeguard < 3")
         import pandera.pandas as pa  # a third of a second: only who reads a table waits for it
 
     # An id becomes a file's name: nothing that could leave the folder it belongs in.
-    columns = {"isic_id": pa.Column(str, pa.Check.str_matches(r"^\w[\w.\- ]*$", error="not an id"), nullable=False)}
-    if target_required:
+    columns = {
+        "isic_id": pa.Column(str, pa.Check.str_matches(r"^\w[\w.\- ]{0,127}$", error="not an id"), nullable=False)
+    }
+    if "target" in table:
         columns["target"] = pa.Column(str, pa.Check.isin(["0", "1"], error="not 0 or 1"), nullable=False)
-    if "patient_id" in table:
+    elif "benign_malignant" in table:
+        word = pa.Check(lambda _: _from_words(table).notna(), error="neither benign nor malignant")
+        columns["benign_malignant"] = pa.Column(str, word, nullable=False)
+    if "patient_id" in table and table["patient_id"].notna().any():
         columns["patient_id"] = pa.Column(str, nullable=False)
     problems = []
     try:
@@ -166,7 +177,8 @@ def _check(table: pd.DataFrame, from_words: pd.Series, path: Path, target_requir
         for case in error.failure_cases.sort_values("index", kind="stable").itertuples():
             what = "missing" if case.check == "not_nullable" else f"{case.failure_case!r} is {case.check}"
             problems.append(f"row {case.index}, column {case.column}: {what}")
-    contrary = table.index[from_words.notna() & (from_words != table["target"])] if "target" in table else []
+    told = _from_words(table)
+    contrary = table.index[told.notna() & (told != table["target"])] if "target" in table else []
     problems += [f"row {row}: target and benign_malignant contradict each other" for row in contrary]
     if problems:
         raise UserError(f"{path}: {shown(problems)}")
@@ -220,8 +232,9 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise UserError(
             f"{path}: row {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a NUL byte: not a CSV file"
         )
-    header = text.split("\n", 1)[0]
-    names = [name.strip().strip('"') for name in header.strip().split(max(",;\t", key=header.count))]
+    header = text.splitlines()[0]
+    separator = max(",;\t", key=header.count)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{path}: the header names {repeated[0]!r} more than once")
     try:
@@ -229,7 +242,7 @@ def read_csv(path: Path) -> pd.DataFrame:
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
             table = pd.read_csv(
                 io.StringIO(text),
-                sep=max(",;\t", key=header.count),
+                sep=separator,
                 dtype="str",
                 keep_default_na=False,
                 na_values=MISSING,
@@ -238,7 +251,7 @@ def read_csv(path: Path) -> pd.DataFrame:
                 index_col=False,
             )
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path}: not a table: {error}") from None
+        raise UserError(f"{path}: not a table: {str(error).removeprefix('Error tokenizing data. C error: ')}") from None
     table.columns = [column.strip() for column in table.columns]
     table = table.apply(lambda column: column.str.strip())
     table.index += 2

@@ -165,3 +165,92 @@ def odd() -> dict[str, tuple[bytes, str]]:
         "mpo": (encoded(frames[0], "MPO", **more), ""),
         **{f"rotated-{orientation}": (rotated(orientation), "rotated") for orientation in range(2, 9)},
     }
+
+
+PLAIN_TABLE = "isic_id,patient_id,target\n" + "".join(f"A{row},P{row // 2},{row % 2}\n" for row in range(24))
+
+
+def broken_tables() -> dict[str, tuple[bytes, str]]:
+    """By name: a metadata file, and what the message must hold."""
+
+    def changed(old: str, new: str) -> str:
+        assert old in PLAIN_TABLE
+        return PLAIN_TABLE.replace(old, new)
+
+    tables = {
+        "empty": ("", "empty"),
+        "blank": (" \n\n", "empty"),
+        "header-only": ("isic_id,target\n", "no row"),
+        "empty-rows": ("isic_id,target\n,\n,\n", "no row"),
+        "no-id-column": (changed("isic_id", "name"), "isic_id"),
+        "no-target-column": (changed("target", "label"), "target"),
+        "one-column-twice": (changed("patient_id", "target"), "more than once"),
+        "other-separator": (PLAIN_TABLE.replace(",", "|"), "isic_id"),
+        "target-two": (changed("A1,P0,1", "A1,P0,2"), "row 3, column target: '2'"),
+        "target-word": (changed("A1,P0,1", "A1,P0,maybe"), "row 3, column target: 'maybe'"),
+        "target-missing": (changed("A1,P0,1", "A1,P0,"), "row 3, column target: missing"),
+        "target-negative": (changed("A1,P0,1", "A1,P0,-1"), "row 3, column target"),
+        "target-fraction": (changed("A1,P0,1", "A1,P0,0.5"), "row 3, column target"),
+        "many-targets-wrong": (PLAIN_TABLE.replace(",1\n", ",7\n"), "and 9 more"),
+        "id-missing": (changed("A1,P0,1", ",P0,1"), "row 3, column isic_id: missing"),
+        "patient-missing": (changed("A1,P0,1", "A1,NaN,1"), "row 3, column patient_id: missing"),
+        "id-twice-two-targets": (PLAIN_TABLE + "A1,P0,0\n", "rows 3, 26: A1 differs in target"),
+        "id-twice-two-patients": (PLAIN_TABLE + "A1,P9,1\n", "rows 3, 26: A1 differs in patient_id"),
+        "columns-contradict": ("isic_id,target,benign_malignant\nA0,0,benign\nA1,1,benign\n", "row 3"),
+        "unknown-word": (
+            "isic_id,benign_malignant\nA0,benign\nA1,unsure\n",
+            "row 3, column benign_malignant: 'unsure'",
+        ),
+        "word-missing": ("isic_id,benign_malignant\nA0,benign\nA1,\n", "row 3, column benign_malignant: missing"),
+        "id-leaves-folder": (changed("A1,", "../A1,"), "'../A1' is not an id"),
+        "id-absolute": (changed("A1,", "/etc/A1,"), "'/etc/A1' is not an id"),
+        "id-hidden": (changed("A1,", ".A1,"), "'.A1' is not an id"),
+        "id-endless": (changed("A1,", "A" * 300 + ","), "is not an id"),
+        "id-of-two-lines": (changed("A1,", '"A\n1",'), "is not an id"),
+        "row-too-long": (PLAIN_TABLE + "A90,P9,0,1,2\n", "line 26"),
+        "row-too-short": (PLAIN_TABLE + "A90,P9\n", "row 26, column target: missing"),
+        "quote-left-open": (PLAIN_TABLE + '"A90,P9,0\n', "not a table"),
+        "html": ("<!DOCTYPE html>\n<html>404 Not Found</html>\n", "isic_id"),
+        "json": ('[{"isic_id": "A0", "target": 1}]\n', "no row"),
+        "other-ids": (PLAIN_TABLE.replace("A", "B"), "no picture"),
+        "one-class": (PLAIN_TABLE.replace(",1\n", ",0\n"), "no malignant image"),
+        "one-patient": ("isic_id,patient_id,target\nA0,P0,0\nA1,P0,1\n", "no benign image"),
+        "most-absent": (PLAIN_TABLE + "".join(f"B{row},Q,0\n" for row in range(9)), "B0: absent"),
+    }
+    return {
+        **{name: (text.encode(), word) for name, (text, word) in tables.items()},
+        "latin-1": (changed("A1,", "Ä1,").encode("latin-1"), "row 3 is not UTF-8"),
+        "utf-16-unmarked": (PLAIN_TABLE.encode("utf-16-le"), "NUL"),
+        "nul-byte": (changed("A1,", "A\0,").encode(), "row 3 holds a NUL byte"),
+        "a-picture": (encoded(picture()), "not UTF-8"),
+        "a-spreadsheet": (zipped(), ""),
+    }
+
+
+def odd_tables() -> dict[str, bytes]:
+    """Ways to write PLAIN_TABLE, by name; each must be read as the same table."""
+    lines = PLAIN_TABLE.splitlines()
+    texts = {
+        "carriage-returns": PLAIN_TABLE.replace("\n", "\r\n"),
+        "old-carriage-returns": PLAIN_TABLE.replace("\n", "\r"),
+        "semicolons": PLAIN_TABLE.replace(",", ";"),
+        "tabs": PLAIN_TABLE.replace(",", "\t"),
+        "quoted": "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in lines),
+        "spaces": PLAIN_TABLE.replace(",", " , "),
+        "same-row-twice": PLAIN_TABLE + lines[3] + "\n",
+        "blank-lines": PLAIN_TABLE.replace("\n", "\n\n"),
+        "no-last-newline": PLAIN_TABLE.rstrip(),
+        "trailing-commas": PLAIN_TABLE.replace("\n", ",\n"),
+        "targets-as-floats": PLAIN_TABLE.replace(",1\n", ",1.0\n").replace(",0\n", ",0.0\n"),
+        "image-name": PLAIN_TABLE.replace("isic_id", "image_name"),
+        "words": PLAIN_TABLE.replace("target", "benign_malignant")
+        .replace(",1\n", ",Malignant\n")
+        .replace(",0\n", ",benign\n"),
+        "more-columns": f"{lines[0]},note\n" + "".join(f'{line},"a, b"\n' for line in lines[1:]),
+        "other-order": "\n".join(",".join(reversed(line.split(","))) for line in lines),
+    }
+    return {
+        **{name: text.encode() for name, text in texts.items()},
+        "marked-utf-8": PLAIN_TABLE.encode("utf-8-sig"),
+        "marked-utf-16": PLAIN_TABLE.encode("utf-16"),
+    }
