@@ -10,8 +10,7 @@ Notation, the same in every function:
 
 Every loss is `loss(labels, embeddings, ...) -> float32 scalar`, computed in float32 (inner products in float64) under
 any precision policy, in O(B²) memory, B ≥ 1. It is a mean over its terms, so its size does not depend on B. A batch
-without a term (no positive pair; for triplets also one class) has loss 0 and gradient 0: nothing to learn, and no NaN.
-NaN embeddings have loss NaN.
+without a term (no positive pair; for triplets also one class) has loss 0 and gradient 0; NaN embeddings have loss NaN.
 
     name                    expects         margin is          on one point  paper
     tfa-semi-hard           unit length     a distance         margin        Schroff 2015, the library's: O(B³) memory
