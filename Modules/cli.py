@@ -28,7 +28,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)` for the known word closest to `word`, or the list of the known ones."""
+    """`did you mean X?` for the known word closest to `word`, or the list of the known ones."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists what is known)")
 
     def parse_args(self, args=None, namespace=None):
-        parsed, unknown = super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_intermixed_args(args, namespace)  # words before and after options
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
             word = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
