@@ -5,7 +5,8 @@ line: `--image-size 128`, `--loss semi-hard`, `--flips false`; the classifier's 
 (`--classifier-epochs 10`). A recipe is a named set of values, chosen with a bare word or `--recipe NAME`.
 """
 
-from dataclasses import dataclass, field, fields, replace
+import math
+from dataclasses import Field, dataclass, field, fields, replace
 
 from Modules.cli import Parser, UserError, nearest
 
@@ -32,7 +33,7 @@ class Embedding:
 
     backbone: str = "inception_v3"  # light enough for a CPU; also resnet50, mobilenet
     backbone_layer: str = ""  # cut the backbone after this layer; empty: after its last
-    input_scaling: str = "own"  # what the backbone was trained on: own, 0..1 or -1..1
+    input_scaling: str = "own"  # what the backbone was trained on: own, 0..1, -1..1 or caffe
     train_backbone: bool = True  # False: only the dense layers learn
     batch_norm_momentum: float = 0.9  # Keras's 0.99 lags behind at a few dozen steps an epoch
     dense_units: tuple[int, ...] = (256,)  # fully connected layers between backbone and embedding
@@ -129,6 +130,14 @@ def demo(recipe: Recipe) -> Recipe:
 
 RECIPES = {recipe.__name__: recipe for recipe in (lightweight, full, margin)}
 STAGES = {"data": Data, "embedding": Embedding, "classifier": Classifier}
+# What a value may be, both ends included. Else whole numbers start at 1, the others at 0.
+LIMITS = {
+    "patience": (0, math.inf),
+    "outputs": (1, 2),
+    "dropout": (0, 0.99),
+    "zoom": (0, 0.99),
+    "batch_norm_momentum": (0, 1),
+}
 
 
 def recipe_named(name: str) -> Recipe:
@@ -138,19 +147,31 @@ def recipe_named(name: str) -> Recipe:
 
 
 def _option(stage: str, name: str) -> str:
-    """The one name a field has on the command line."""
-    return ("classifier_" if stage == "classifier" else "") + name
+    """The one option of a field."""
+    return "--" + (f"classifier_{name}" if stage == "classifier" else name).replace("_", "-")
 
 
-def _parsed(kind: type, text: str):
-    """A field's value from its text: `true`, `3`, `0.5`, `256,64` or a word."""
-    if kind is bool:
+def _parsed(item: Field, text: str):
+    """A field's value from its text: `true`, `3`, `0.5`, `256,64` or a word; a ValueError says what was expected."""
+    if item.type is str:
+        return text
+    if item.type is bool:
         if text not in ("true", "false"):
-            raise ValueError("expected true or false")
+            raise ValueError("true or false")
         return text == "true"
-    if kind == tuple[int, ...]:
-        return tuple(int(part) for part in text.split(",") if part)
-    return kind(text)
+    several = item.type == tuple[int, ...]
+    kind = float if item.type is float else int
+    least, most = LIMITS.get(item.name, (1 if kind is int else 0, math.inf))
+    expected = "whole numbers, separated by commas," if several else "a whole number" if kind is int else "a number"
+    expected += f" from {least} up" if most == math.inf else f" from {least} to {most}"
+    parts = [part for part in text.split(",") if part] if several else [text]
+    try:
+        values = tuple(kind(part) for part in parts)
+    except ValueError:
+        raise ValueError(expected) from None
+    if not all(least <= value <= most and value < math.inf for value in values):
+        raise ValueError(expected)
+    return values if several else values[0]
 
 
 def add_options(parser: Parser) -> None:
@@ -158,25 +179,26 @@ def add_options(parser: Parser) -> None:
     for stage, kind in STAGES.items():
         group = parser.add_argument_group(f"{stage} (Modules/config.py says what each is)")
         for item in fields(kind):
-            option = "--" + _option(stage, item.name).replace("_", "-")
             shape = {bool: "true|false", tuple[int, ...]: "N,N,...", str: "NAME"}.get(item.type, item.type.__name__)
-            group.add_argument(option, metavar=shape)
+            group.add_argument(_option(stage, item.name), metavar=shape)
 
 
 def with_options(recipe: Recipe, options: dict[str, str | None]) -> Recipe:
-    """`recipe` with what the command line set. Raises `UserError` for a value that is not of its field's kind."""
+    """`recipe` with what the command line set.
+
+    Raises:
+        UserError: a value that is not of its field's kind or outside its range.
+    """
     for stage, kind in STAGES.items():
         changes = {}
         for item in fields(kind):
-            text = options.get(_option(stage, item.name))
+            option = _option(stage, item.name)
+            text = options.get(option[2:].replace("-", "_"))
             if text is None:
                 continue
             try:
-                changes[item.name] = _parsed(item.type, text)
-            except ValueError:
-                option = "--" + _option(stage, item.name).replace("_", "-")
-                raise UserError(
-                    f"{option} {text!r} is no {getattr(item.type, '__name__', 'list of numbers')}"
-                ) from None
+                changes[item.name] = _parsed(item, text)
+            except ValueError as error:
+                raise UserError(f"{option} {text!r}: expected {error}") from None
         recipe = replace(recipe, **{stage: replace(getattr(recipe, stage), **changes)})
     return recipe
