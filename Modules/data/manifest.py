@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import io
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from Modules.data.splits import SHARES, assign, draw_balanced
 
 TABLE, FACTS = "manifest.csv", "manifest.json"
 GENERATOR = "generate_balanced_dataset.py"
+REMEDY = f"Make the data set again with {GENERATOR}"
 COLUMNS = (
     "isic_id",
     "source",
@@ -72,14 +74,13 @@ def read_manifest(folder: Path, verify: bool = False) -> pd.DataFrame:
     folder = Path(folder)
     data, facts = _load(folder)
     if hashlib.sha256(data).hexdigest() != facts.get("sha256"):
-        raise UserError(f"{folder / TABLE} was changed after it was written: make the data set again with {GENERATOR}")
-    table = pd.read_csv(folder / TABLE, dtype="str", keep_default_na=False, na_values=[""])
-    if list(table.columns) != list(COLUMNS):
-        raise UserError(
-            f"{folder / TABLE}: other columns than {', '.join(COLUMNS)}: make the data set again with {GENERATOR}"
-        )
-    table = table.astype({"target": int, "fold": int})
-    table["balanced"] = table["balanced"] == "True"
+        raise UserError(f"{folder / TABLE} was changed after it was written. {REMEDY}")
+    try:
+        table = pd.read_csv(io.BytesIO(data), dtype="str", keep_default_na=False, na_values=[""])[list(COLUMNS)]
+        table = table.astype({"target": int, "fold": int})
+        table["balanced"] = table["balanced"].map({"True": True, "False": False}).astype(bool)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder / TABLE} is no manifest: {error}. {REMEDY}") from None
     _check(table, folder)
     _check_files(table, folder, verify)
     return table
@@ -107,9 +108,7 @@ def fold_view(manifest: pd.DataFrame, fold: int) -> pd.DataFrame:
     table = manifest.copy()
     folds = sorted(set(table["fold"]) - {-1})
     if fold not in folds:
-        known = (
-            f"its folds are {folds[0]} to {folds[-1]}" if folds else f"it has none; {GENERATOR} --folds 5 makes them"
-        )
+        known = f"there are 0 to {folds[-1]}" if folds else f"there are none; {GENERATOR} --folds 5 makes them"
         raise UserError(f"the data set has no fold {fold}: {known}")
     inside = table["fold"] >= 0
     rest = inside & (table["fold"] != fold)
@@ -129,7 +128,7 @@ def _load(folder: Path) -> tuple[bytes, dict]:
         if not isinstance(facts, dict):
             raise ValueError("not an object")
     except ValueError as error:
-        raise UserError(f"{folder / FACTS} is damaged ({error}): make the data set again with {GENERATOR}") from None
+        raise UserError(f"{folder / FACTS} is damaged ({error}). {REMEDY}") from None
     return (folder / TABLE).read_bytes(), facts
 
 
@@ -138,6 +137,9 @@ def _check(table: pd.DataFrame, folder: Path) -> None:
     used = table[table["split"] != "excluded"]
     side = used["split"].replace("external", "train")
     inside = used[used["split"] != "external"]
+    # With folds every image of the source is tested once: an external one may be grouped with none.
+    beside = used[(used["split"] == "external") & (inside["fold"] >= 0).any()]
+    drawn = used[used["balanced"]].groupby("split")["target"].mean()
     problems = {
         "a split that isn't one of " + ", ".join(SPLITS): table.loc[~table["split"].isin(SPLITS), "isic_id"],
         "a target that isn't 0 or 1": used.loc[~used["target"].isin([0, 1]), "isic_id"],
@@ -148,13 +150,16 @@ def _check(table: pd.DataFrame, folder: Path) -> None:
         "a picture on two sides of the split": _crossing(used["sha256"], side),
         "a patient in two folds": _crossing(inside["patient_id"], inside["fold"]),
         "a group in two folds": _crossing(inside["group"], inside["fold"]),
+        "folds for some images only": inside.loc[(inside["fold"] < 0) & (inside["fold"] >= 0).any(), "isic_id"],
+        "external images grouped with others": beside.loc[beside["group"].isin(inside["group"]), "isic_id"],
+        "a balanced set that is not half malignant": drawn.index[drawn != 0.5],
     }
     labels = used["target"].map(dict(enumerate(LABELS)))
     expected = used["split"] + "/" + labels + "/" + used["isic_id"] + ".jpg"
     problems["a path that contradicts split, target or id"] = used.loc[used["path"] != expected, "isic_id"]
     for what, names in problems.items():
         if len(names):
-            raise UserError(f"{folder / TABLE}: {what}: {shown(names)}. Make the data set again with {GENERATOR}")
+            raise UserError(f"{folder / TABLE}: {what}: {shown(names)}. {REMEDY}")
 
 
 def _crossing(key: pd.Series, side: pd.Series) -> list[str]:
@@ -167,11 +172,9 @@ def _check_files(table: pd.DataFrame, folder: Path, verify: bool) -> None:
     used = table[table["split"] != "excluded"]
     absent = [path for path in used["path"] if not (folder / path).is_file()]
     if absent:
-        raise UserError(f"{folder}: pictures are missing: {shown(absent)}. Make the data set again with {GENERATOR}")
+        raise UserError(f"{folder}: pictures are missing: {shown(absent)}. {REMEDY}")
     rows = np.arange(len(used)) if verify else np.unique(np.linspace(0, len(used) - 1, SAMPLE).astype(int))
     for row in rows if len(used) else ():
         path = used["path"].iloc[row]
         if hashlib.sha256((folder / path).read_bytes()).hexdigest() != used["sha256"].iloc[row]:
-            raise UserError(
-                f"{folder / path} is another picture than was written: make the data set again with {GENERATOR}"
-            )
+            raise UserError(f"{folder / path} is another picture than was written. {REMEDY}")
