@@ -56,10 +56,11 @@ def class_batches(
     classes_per_batch: P; None: every class, as long as that leaves two images of each. K = batch_size / P; where that
     leaves a rest, the classes drawn least so far get one image more.
 
-    The epoch ends when every image has been seen. Inside a class all images are seen once before any is seen again, so
-    their counts differ by one at most; a class of fewer than K images repeats inside a batch. A class's images in a
-    batch come from as many patients as possible (where a pass over a small class ends inside the batch, a few may come
-    twice). Two classes may share a patient: such negatives cannot be told apart by who the patient is.
+    The epoch ends when every image has been seen; every epoch has the same number of steps. Inside a class all images
+    are seen once before any is seen again, so their counts differ by one at most; a class of fewer than K images
+    repeats inside a batch. A class's images in a batch come from as many patients as possible (where a pass over a small
+    class ends inside the batch, a few may come twice). Two classes may share a patient: such negatives cannot be told
+    apart by who the patient is.
 
     Raises UserError if there is no image or `classes_per_batch` does not fit.
     """
@@ -96,7 +97,7 @@ def _class_sizes(counts: np.ndarray, batch_size: int, per_batch: int, rng: np.ra
     """How many images of each class are in each batch, [steps, classes], until every class has been seen whole."""
     share = batch_size // per_batch + (np.arange(per_batch) < batch_size % per_batch)
     drawn, sizes = np.zeros(len(counts), np.int64), []
-    while (drawn < counts).any():
+    while drawn.min() < counts.max():  # all classes, or chance would decide the number of steps
         size = np.zeros(len(counts), np.int64)
         size[np.argsort(drawn + rng.random(len(counts)))[:per_batch]] = share  # the least drawn first, ties at random
         drawn += size
