@@ -19,20 +19,24 @@ Written into the output folder, which is replaced only when everything is done:
 """
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from Modules.cli import Parser, UserError, run
-from Modules.data.groups import identical_pairs
+from Modules.data.groups import equal_pairs
 from Modules.data.images import scan
 from Modules.data.manifest import LABELS, SPLITS, TABLE, write_manifest
 from Modules.data.metadata import DUPLICATES, read_official, read_sources, read_table, same_ids, shown
 from Modules.data.output import check_output, replacing, write_pictures
 from Modules.data.plan import plan, read_kept
 from Modules.data.report import write_report
+from Modules.data.splits import SHARES
 
+UNUSABLE = ("absent", "unreadable", "tiny", "blank")  # reasons of the scan, before the colon
+SHOWN = 10  # unusable files that the summary names
 SOURCE, OUTPUT = Path("datasets/smaller"), Path("datasets/balanced")
 
 
@@ -75,9 +79,10 @@ def generate(
     # ---- group, split, balance ---------------------------------------------------------------------------------------
     official = read_official(source, duplicates)
     official = official[official["first"].isin(seen["isic_id"]) & official["second"].isin(seen["isic_id"])]
-    pairs = pd.concat([identical_pairs(seen), official, same_ids(seen), near_pairs(seen)], ignore_index=True)
+    equal = equal_pairs(seen, "sha256", "byte-identical"), equal_pairs(seen, "pixels", "same pixels")
+    pairs = pd.concat([*equal, official, same_ids(seen), near_pairs(seen)], ignore_index=True)
     images = plan(images, pairs, seed, folds, kept)
-    check_classes(images)
+    check_classes(images, folds)
 
     # ---- write -------------------------------------------------------------------------------------------------------
     with replacing(output) as folder:
@@ -91,7 +96,7 @@ def write_list(table: Path, path: Path, duplicates: Path | None = None, seed: in
     """Split the images of `table` without looking at a picture and write isic_id, split, balanced, fold to `path`."""
     images = read_table(table).assign(external=False, bytes=0, reason=pd.Series(dtype="str"))
     images = plan(images, read_official(table.parent, duplicates), seed, folds)
-    check_classes(images)
+    check_classes(images, folds)
     images[["isic_id", "split", "balanced", "fold"]].to_csv(path, index=False, lineterminator="\n")
     return images
 
@@ -128,15 +133,15 @@ def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
     return pairs.assign(first=ids[pairs["first"]], second=ids[pairs["second"]])
 
 
-def check_classes(images: pd.DataFrame) -> None:
-    """Every split needs both classes."""
-    for split in SPLITS[:3]:
-        for target, label in enumerate(LABELS):
-            if not ((images["split"] == split) & (images["target"] == target)).any():
-                groups = images.loc[(images["target"] == target) & (images["split"] != "excluded"), "group"].nunique()
+def check_classes(images: pd.DataFrame, folds: int) -> None:
+    """Every split and every fold needs both classes."""
+    for target, label in enumerate(LABELS):
+        rows = images[(images["target"] == target) & images["split"].isin(list(SHARES))]
+        for what, there, needed in (("splits", rows["split"], len(SHARES)), ("folds", rows["fold"], folds)):
+            if there[there != -1].nunique() < needed:
                 raise UserError(
-                    f"no {label} image for the {split} split: the data hold {groups} groups (patients) with one, "
-                    "three or more are needed"
+                    f"{needed} {what} need as many groups (patients) that hold a {label} image and can be told apart; "
+                    f"the data have {rows['group'].nunique()}"
                 )
 
 
@@ -151,9 +156,13 @@ def summary(images: pd.DataFrame) -> str:
             lines.append(
                 f"{split:<12}{counts[0]:>10,}{counts[1]:>11,}{rows['group'].nunique():>9,}{f'{half:,} + {half:,}':>22}"
             )
-    left_out = images.loc[images["split"] == "excluded", "reason"].str.split(":").str[0].value_counts()
-    if len(left_out):
-        lines.append("left out    " + ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()))
+    left_out = images[images["split"] == "excluded"]
+    kind = left_out["reason"].str.split(":").str[0]
+    lines += [f"{'left out':<12}{count:>10,} {reason}" for reason, count in kind.value_counts().items()]
+    for row in left_out[kind.isin(UNUSABLE)].head(SHOWN).itertuples():
+        lines.append("  " + textwrap.shorten(f"{row.isic_id}: {row.reason}", 78))
+    if (more := int(kind.isin(UNUSABLE).sum()) - SHOWN) > 0:
+        lines.append(f"  and {more:,} more in {TABLE}")
     return "\n".join(lines)
 
 
@@ -182,6 +191,8 @@ def parse(arguments: Sequence[str] | None = None):
     options = parser.parse_args(arguments)
     if not 32 <= options.size <= 4096:
         raise UserError(f"--size {options.size}: between 32 and 4096 pixels")
+    if options.max_excluded is not None and options.max_excluded < 0:
+        raise UserError(f"--max-excluded {options.max_excluded}: 0 or more")
     if options.folds < 0 or options.folds == 1:
         raise UserError(f"--folds {options.folds}: 2 or more, or 0 for none")
     if options.list and not options.metadata:
@@ -194,10 +205,10 @@ def main() -> None:
     table, path = options.pop("metadata"), options.pop("list")
     if path:
         images = write_list(table, path, options["duplicates"], options["seed"], options["folds"])
-        print(f"{summary(images)}\n{path}: every image of {table}, without a look at the pictures")
+        print(f"{summary(images)}\nthe list, made without a look at the pictures:\n{path}")
         return
     images = generate(table=table, **options)
-    print(f"\n{summary(images)}\n{options['output'] / TABLE}: every listed image, where it went and why")
+    print(f"\n{summary(images)}\nevery listed image, where it went and why:\n{options['output'] / TABLE}")
 
 
 if __name__ == "__main__":

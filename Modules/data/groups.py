@@ -27,11 +27,11 @@ def pictures(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
     return table["isic_id"].groupby(label).transform("min").where(several)
 
 
-def identical_pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of ids (`first`, `second`; `kind`) whose files are the same byte for byte, by the column sha256."""
-    one, other = _star(table["sha256"])
+def equal_pairs(table: pd.DataFrame, column: str, kind: str) -> pd.DataFrame:
+    """Pairs of ids (`first`, `second`) whose `column` is the same; each row with the first of its value."""
+    one, other = _star(table[column])
     ids = table["isic_id"].to_numpy(dtype=object)
-    return pd.DataFrame({"first": ids[other], "second": ids[one]})[one != other].assign(kind="byte-identical")
+    return pd.DataFrame({"first": ids[other], "second": ids[one]})[one != other].assign(kind=kind)
 
 
 def find_duplicates(table: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

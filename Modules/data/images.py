@@ -32,6 +32,7 @@ EXTENSIONS = tuple(dict.fromkeys(extension for extensions in FORMATS.values() fo
 PIXEL_LIMIT = 100_000_000
 BYTE_LIMIT = 512 * 2**20
 TINY = 32  # pixels; a lesion on fewer shows nothing that a network could use
+SCANNED = ["width", "height", "bytes", "sha256", "pixels", "plain", "notes", "reason"]
 BLANK = 2.0  # grey levels; standard deviation of a picture under which there is nothing on it
 
 Image.MAX_IMAGE_PIXELS = None  # `decode` checks PIXEL_LIMIT itself, from the header and with its own message
@@ -87,20 +88,20 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
 def scan(paths: Sequence[str | os.PathLike | None], progress: bool = True) -> pd.DataFrame:
     """Open each file once, on all cores, and tell what it holds; no bad file ends the scan.
 
-    One row a path (None: no file), in order: `width`, `height` (pixels, as shown), `bytes`, `sha256` (of the file;
-    empty where unread), `plain` (a JPEG with nothing to convert), `notes` (what `decode` converts: "CMYK, rotated") and
-    `reason` (NA when usable, else "absent", "unreadable: ...", "tiny: ..." or "nearly blank: ...").
+    One row a path (None: no file), in order: `width`, `height` (pixels, as shown), `bytes`, `sha256` (of the file) and
+    `pixels` (hash of what it shows; both empty where unread), `plain` (a JPEG with nothing to convert), `notes` (what
+    `decode` converts: "CMYK, rotated"), `reason` (NA: usable; "absent", "unreadable: ...", "tiny: ...", "blank: ...").
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, hashing and decoding all release the interpreter's lock
         rows = tqdm(
             pool.map(_scan_one, paths), "scan", len(paths), unit=" images", ncols=80, disable=None if progress else True
         )
-        return pd.DataFrame(list(rows), columns=["width", "height", "bytes", "sha256", "plain", "notes", "reason"])
+        return pd.DataFrame(list(rows), columns=SCANNED)
 
 
 def _scan_one(path: str | os.PathLike | None) -> tuple:
     if path is None:
-        return 0, 0, 0, "", False, "", "absent"
+        return 0, 0, 0, "", "", False, "", "absent"
     data = b""
     try:
         data = _read(path)
@@ -111,15 +112,16 @@ def _scan_one(path: str | os.PathLike | None) -> tuple:
         reason = f"unreadable: {error}"
     digest = hashlib.sha256(data).hexdigest() if data else ""
     if picture is None:
-        return 0, 0, len(data), digest, False, "", reason
+        return 0, 0, len(data), digest, "", False, "", reason
     height, width = picture.pixels.shape[:2]
     if min(height, width) < TINY:
         reason = f"tiny: {width}x{height} pixels"
     elif (spread := float(cv2.meanStdDev(picture.pixels)[1].max())) < BLANK:
-        reason = f"nearly blank: its grey levels vary by {spread:.1f}"
+        reason = f"blank: its grey levels vary by {spread:.1f}"
     extension = os.path.splitext(path)[1].lower()
     misnamed = () if extension in FORMATS[picture.format] else (f"{picture.format} named {extension}",)
-    return width, height, len(data), digest, picture.plain, ", ".join(picture.notes + misnamed), reason
+    shown = hashlib.blake2b(picture.pixels, digest_size=16, key=f"{width}x{height}".encode()).hexdigest()
+    return width, height, len(data), digest, shown, picture.plain, ", ".join(picture.notes + misnamed), reason
 
 
 def _read(path: str | os.PathLike) -> bytes:

@@ -213,8 +213,8 @@ def broken_tables() -> dict[str, tuple[bytes, str]]:
         "html": ("<!DOCTYPE html>\n<html>404 Not Found</html>\n", "isic_id"),
         "json": ('[{"isic_id": "A0", "target": 1}]\n', "no row"),
         "other-ids": (PLAIN_TABLE.replace("A", "B"), "no picture"),
-        "one-class": (PLAIN_TABLE.replace(",1\n", ",0\n"), "no malignant image"),
-        "one-patient": ("isic_id,patient_id,target\nA0,P0,0\nA1,P0,1\n", "no benign image"),
+        "one-class": (PLAIN_TABLE.replace(",1\n", ",0\n"), "hold a malignant image"),
+        "one-patient": ("isic_id,patient_id,target\nA0,P0,0\nA1,P0,1\n", "hold a benign image"),
         "most-absent": (PLAIN_TABLE + "".join(f"B{row},Q,0\n" for row in range(9)), "B0: absent"),
     }
     return {

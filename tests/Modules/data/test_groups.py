@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from Modules.data.groups import find_duplicates, group_ids, identical_pairs, neighbours, pictures
+from Modules.data.groups import find_duplicates, group_ids, equal_pairs, neighbours, pictures
 
 
 def table(**columns):
@@ -38,7 +38,7 @@ def test_pictures_are_chains_of_pairs():
 
 def test_identical_files_are_pairs_and_unread_ones_are_not():
     listed = table(isic_id=list("ABCDE"), sha256=["x", pd.NA, "x", pd.NA, "x"])
-    assert identical_pairs(listed)[["first", "second"]].to_numpy().tolist() == [["A", "C"], ["A", "E"]]
+    assert equal_pairs(listed, "sha256", "same")[["first", "second"]].to_numpy().tolist() == [["A", "C"], ["A", "E"]]
 
 
 def test_the_first_by_rank_stays():
