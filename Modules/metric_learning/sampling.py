@@ -58,9 +58,9 @@ def class_batches(
 
     The epoch ends when every image has been seen; every epoch has the same number of steps. Inside a class all images
     are seen once before any is seen again, so their counts differ by one at most; a class of fewer than K images
-    repeats inside a batch. A class's images in a batch come from as many patients as possible (where a pass over a small
-    class ends inside the batch, a few may come twice). Two classes may share a patient: such negatives cannot be told
-    apart by who the patient is.
+    repeats inside a batch. A class's images in a batch come from as many patients as possible (where a pass over a
+    small class ends inside the batch, a few may come twice). Two classes may share a patient: such negatives cannot be
+    told apart by who the patient is.
 
     Raises UserError if there is no image or `classes_per_batch` does not fit.
     """
