@@ -104,8 +104,8 @@ def vector_batches(
 
 def view_batches(table: pd.DataFrame, config: Data, views: int, seed: int) -> tf.data.Dataset:
     """`views` augmented views of every image in turn, in order: batches as above, `views` x N images in all."""
-    # Another seed than stage 1's, so that no view repeats one the embedding was trained on.
-    return _batches(table, config, lambda: _in_order(len(table), config.batch_size, range(views)), seed + 2**32)
+    # Another stream than stage 1's, so that no view repeats one the embedding was trained on.
+    return _batches(table, config, lambda: _in_order(len(table), config.batch_size, range(views)), seed, stream=1)
 
 
 def image_batches(table: pd.DataFrame, config: Data) -> tf.data.Dataset:
@@ -119,7 +119,7 @@ def _in_order(n: int, batch_size: int, epochs: Iterable[int]) -> Iterator[tuple[
             yield epoch, place, np.arange(place, min(place + batch_size, n))
 
 
-def _batches(table: pd.DataFrame, config: Data, plan: Plan, seed: int | None) -> tf.data.Dataset:
+def _batches(table: pd.DataFrame, config: Data, plan: Plan, seed: int | None, stream: int = 0) -> tf.data.Dataset:
     """Read what `plan` names; augment it where a seed is given."""
     files, targets = table["file"].to_numpy(), table["target"].to_numpy(np.int32)
     size = config.image_size
@@ -129,7 +129,7 @@ def _batches(table: pd.DataFrame, config: Data, plan: Plan, seed: int | None) ->
         for i, position in enumerate(positions):
             image = read_image(files[position], size)
             if seed is not None:
-                image = augment(image, config, np.random.default_rng((seed, epoch, place + i)))
+                image = augment(image, config, np.random.default_rng((seed, epoch, place + i, stream)))
             images[i] = image
         return images, targets[positions]
 
@@ -139,5 +139,5 @@ def _batches(table: pd.DataFrame, config: Data, plan: Plan, seed: int | None) ->
         return tf.ensure_shape(tf.cast(images, tf.float32), (None, size, size, 3)), tf.ensure_shape(labels, (None,))
 
     signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64), tf.TensorSpec((None,), tf.int64))
-    stream = tf.data.Dataset.from_generator(plan, output_signature=signature)
-    return stream.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+    batches = tf.data.Dataset.from_generator(plan, output_signature=signature)
+    return batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
