@@ -64,13 +64,14 @@ def _place_own(
 
     near = neighbours(table, home)
     bridges = near.index[near["touches"].map(len) > 1]
-    table.loc[bridges.intersection(table.index[table["reason"].isna()]), "reason"] = "leak: it would tie kept splits"
+    free = table["reason"].isna()
+    table["reason"] = table["reason"].mask(free & table.index.isin(bridges), "leak: it would tie kept splits together")
     # A picture on two kept sides links nothing: all but one of its copies were left out above.
     torn = home.groupby(table["picture"]).nunique()
     linked = table.assign(picture=table["picture"].mask(table["picture"].isin(torn.index[torn > 1]))).drop(bridges)
-    table["group"] = near["piece"]
+    table["group"] = near["piece"].reindex(table.index)
     table.loc[linked.index, "group"] = group_ids(linked)
-    splits, numbers = _homes_of_groups(home.groupby(table["group"]).agg(lambda homes: sorted(set(homes.dropna()))))
+    splits, numbers = _homes_of_groups(table["group"], home)
 
     alive = table["reason"].isna()
     table["split"], table["fold"], table["balanced"] = "excluded", -1, False
@@ -94,14 +95,15 @@ def _homes(table: pd.DataFrame, folds: int, kept: pd.DataFrame | None) -> pd.Ser
     return home.reindex(table["isic_id"]).set_axis(table.index)
 
 
-def _homes_of_groups(homes: pd.Series) -> tuple[dict[str, str], dict[str, int]]:
-    """The kept split and the kept fold of each group that has one, from the list of its rows' homes."""
+def _homes_of_groups(groups: pd.Series, home: pd.Series) -> tuple[dict[str, str], dict[str, int]]:
+    """The kept split and the kept fold of each group that has one."""
+    homes = home.dropna().groupby(groups).agg(lambda places: sorted(set(places)))
     if len(torn := homes[homes.map(len) > 1]):
         raise UserError(
             "what --keep names was made from other patients or lesions; it puts one group on several sides: "
             + shown(f"that of {name} into {' and '.join(sides)}" for name, sides in torn.items())
         )
-    parts = {group: sides[0].split("/") for group, sides in homes.items() if sides}
+    parts = {group: sides[0].split("/") for group, sides in homes.items()}
     return (
         {group: part[0] for group, part in parts.items()},
         {group: int(part[1]) for group, part in parts.items() if len(part) > 1},
@@ -114,13 +116,13 @@ def _place_external(table: pd.DataFrame, own: pd.DataFrame, pairs: pd.DataFrame,
     both = _leave_out_duplicates(_ranked(both, both["reason"].notna(), settled=~both["external"]), pairs)
 
     near = neighbours(both, both["group"])
-    splits = both[both["split"] != "excluded"].groupby("group")["split"].first()
+    splits = both[both["split"] != "excluded"].groupby("group")["split"].first().to_dict()
+    sides = near["touches"].map(lambda groups: sorted({splits[group] for group in groups if group in splits}))
+    leaks = sides.map(lambda sides: bool(sides) if folds else bool(set(sides) - {"train"}))
     table = both[both["external"]].copy()
-    for row, piece, touches in near.itertuples():
-        table.loc[row, "group"] = min(touches, default=piece)
-        sides = sorted({splits[group] for group in touches if group in splits.index})
-        if pd.isna(table.loc[row, "reason"]) and (sides if folds else set(sides) - {"train"}):
-            table.loc[row, "reason"] = f"leak: grouped with images of {' and '.join(sides)}"
+    table["group"] = [min(groups, default=piece) for piece, groups in near.itertuples(index=False)]
+    told = "leak: grouped with images of " + sides.str.join(" and ")
+    table["reason"] = table["reason"].mask(leaks & table["reason"].isna(), told)
     alive = table["reason"].isna()
     table["split"], table["fold"], table["balanced"] = np.where(alive, "external", "excluded"), -1, False
     table.loc[alive, "balanced"] = draw_balanced(table[alive], ["split"], seed)

@@ -39,14 +39,11 @@ def assign(
     """
     table = pd.DataFrame({"group": np.asarray(group, object), "malignant": np.asarray(target, int)})
     count = table.groupby("group")["malignant"].agg(["size", "sum"])
-    stratum = np.ceil(np.log2(count["size"])).astype(int) * 2 + (count["sum"] > 0)
-    brings = {  # its images by class, and that it is one group of its stratum
-        name: {"benign": size - malignant, "malignant": malignant, kind: 1}
-        for name, size, malignant, kind in zip(
-            count.index, count["size"].tolist(), count["sum"].tolist(), stratum.tolist(), strict=True
-        )
-    }
-    scale = dict.fromkeys(stratum, 1.0)  # what one group brings on average, so that all weigh alike
+    stratum, brings = {}, {}  # of each group: its images by class, and that it is one of its stratum
+    for name, size, malignant in count.itertuples():
+        stratum[name] = (malignant > 0, (size - 1).bit_length())
+        brings[name] = {"benign": size - malignant, "malignant": malignant, stratum[name]: 1}
+    scale = dict.fromkeys(stratum.values(), 1.0)  # what one group brings on average, so that all weigh alike
     for what in CLASSES:
         numbers = [facts[what] for facts in brings.values() if facts[what]]
         scale[what] = sum(numbers) / max(len(numbers), 1)
@@ -69,7 +66,7 @@ def assign(
         give(name, part)
     for name in sorted(
         brings.keys() - parts.keys(),
-        key=lambda name: (brings[name]["malignant"] == 0, -int(stratum[name]), order_key(seed, name)),
+        key=lambda name: (not stratum[name][0], -stratum[name][1], order_key(seed, name)),
     ):
         candidates = [part for part in shares if room[part] > 1e-9] or list(shares)
         for what in CLASSES:

@@ -1,10 +1,12 @@
 """Whatever the patients, lesions and pairs: no group crosses, the rows' order is nothing, the known stay put."""
 
 import pandas as pd
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from Modules.data.plan import plan
+from Modules.cli import UserError
+from Modules.data.plan import plan, read_kept
 
 NO_PAIRS = pd.DataFrame({"first": [], "second": [], "kind": []}, dtype="str")
 
@@ -140,3 +142,78 @@ def test_kept_images_never_move(table, links, more_links, folds, known):
     left = after.loc[~stayed, "reason"].str.split(":").str[0]
     assert set(left) <= {"duplicate", "contradicting labels"}
     assert set(after["duplicate_of"].dropna()) <= set(before.index)
+
+
+def test_new_images_that_would_tie_kept_splits_are_left_out():
+    """Patients P1 (train) and P2 (test) are known; a new patient's two images show one of each."""
+    table = make_table([(1, 0, 0, 1, False), (2, 0, 0, 1, False), (3, 0, 0, 1, False), (3, 0, 0, 1, False)])
+    kept = pd.DataFrame({"isic_id": ["I000", "I001"], "split": ["train", "test"], "fold": -1})
+    pairs = make_pairs([(0, 2), (1, 3)], table)
+    result = plan(table, pairs, kept=kept).set_index("isic_id")
+    assert result["split"].tolist() == ["train", "test", "excluded", "excluded"]
+    assert result.loc["I002", "duplicate_of"] == "I000"
+    bridge = make_table([(1, 0, 0, 1, False), (2, 9, 0, 1, False), (1, 9, 0, 1, False), (0, 0, 0, 1, False)])
+    result = plan(bridge, NO_PAIRS, kept=kept).set_index("isic_id")
+    assert result.loc["I002", ["split", "reason"]].tolist() == ["excluded", "leak: it would tie kept splits together"]
+    assert result.loc["I003", "split"] != "excluded"
+
+
+def test_of_two_kept_copies_the_tested_one_stays():
+    """The new file is the largest, the one in test the smallest: size doesn't move what is kept."""
+    table = make_table([(1, 0, 0, 2, False), (2, 0, 0, 1, False), (3, 0, 0, 3, False), (1, 0, 0, 1, False)])
+    kept = pd.DataFrame({"isic_id": ["I000", "I001", "I003"], "split": ["train", "test", "train"], "fold": -1})
+    result = plan(table, make_pairs([(0, 1), (1, 2)], table), kept=kept).set_index("isic_id")
+    assert result["split"].tolist() == ["excluded", "test", "excluded", "train"]
+    assert result.loc[["I000", "I002"], "duplicate_of"].tolist() == ["I001", "I001"]
+
+
+def test_kept_images_of_one_patient_on_two_sides_are_an_error():
+    table = make_table([(1, 0, 0, 1, False), (1, 0, 0, 1, False)])
+    kept = pd.DataFrame({"isic_id": ["I000", "I001"], "split": ["train", "test"], "fold": -1})
+    with pytest.raises(UserError, match="that of I000 into test and train"):
+        plan(table, NO_PAIRS, kept=kept)
+
+
+def test_kept_folds_are_kept_only_where_there_are_as_many():
+    table = make_table([(patient, 0, patient % 2, 1, False) for patient in range(1, 13)])
+    kept = plan(table, NO_PAIRS, folds=3)
+    again = plan(table, NO_PAIRS, seed=1, folds=3, kept=kept)
+    assert again["fold"].tolist() == kept["fold"].tolist()
+    assert (plan(table, NO_PAIRS, folds=0, kept=kept)["fold"] == -1).all()
+    assert set(plan(table, NO_PAIRS, folds=4, kept=kept.assign(fold=-1))["fold"]) == {0, 1, 2, 3}
+    with pytest.raises(UserError, match="has 3 folds"):
+        plan(table, NO_PAIRS, folds=4, kept=kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (
+            "isic_id,split,fold\nA,train,0\nB,test,1\nC,excluded,-1\nD,external,-1\n",
+            [("A", "train", 0), ("B", "test", 1)],
+        ),
+        ("isic_id,split\nA,train\n", [("A", "train", -1)]),
+        ("split;isic_id\nvalidation;A\n", [("A", "validation", -1)]),
+    ],
+)
+def test_what_is_kept_is_read_from_a_list_a_manifest_or_a_folder(text, rows, tmp_path):
+    (tmp_path / "manifest.csv").write_text(text)
+    for path in (tmp_path, tmp_path / "manifest.csv"):
+        kept = read_kept(path)
+        assert list(kept.itertuples(index=False, name=None)) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("isic_id,fold\nA,0\n", "no column split"),
+        ("isic_id,split\nA,excluded\n", "no image of"),
+        ("isic_id,split,fold\nA,train,0\nB,train,\n", "only some of them"),
+        ("isic_id,split,fold\nA,train,0\nB,train,0.5\n", "only some of them"),
+        ("isic_id,split\nA,train\nA,test\n", "one id, one row: A"),
+    ],
+)
+def test_a_list_that_cannot_be_kept_is_refused(text, word, tmp_path):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=word):
+        read_kept(tmp_path / "list.csv")
