@@ -30,11 +30,10 @@ from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, wit
 from Modules.data.manifest import LABELS, manifest_sha256
 from Modules.data.synthetic import write_dataset
 from Modules.evaluation import report, scoring
-from Modules.metric_learning.collapse import diagnose
-from Modules.metric_learning.losses import make_loss
+from Modules.metric_learning.losses import make_loss, with_head
 from Modules.metric_learning.mnist import warm_up
 from Modules.metric_learning.sampling import oversampled
-from Modules.metric_learning.validation import classifier_figures, embedding_figures
+from Modules.metric_learning.validation import classifier_figures, embedding_figures, watch
 from Modules.NeuralNetwork import NeuralNetwork
 
 WORDS = ("full-dataset", "full-model", "mnist")
@@ -110,7 +109,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     print(f"Recipe {recipe.name}: {recipe.embedding.backbone}, {size} x {size} pixels, {precision}, seed {seed}")
     print(f"Images: {len(training)} training, {len(validation)} validation, {len(test)} test")
     run = tracking.start(options.wandb, asdict(recipe), recipe.name)
-    watch = runtime.Stopwatch()
+    stopwatch = runtime.Stopwatch()
 
     # == Build: backbone -> dense -> unit length; and the plain classifier to beat =====================================
     weights = pretrained(recipe.embedding.backbone, options.weights, is_demo)
@@ -123,25 +122,29 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         test,
         THRESHOLD,
     )
-    watch.lap("baseline")
+    stopwatch.lap("baseline")
 
     # == 1. Metric learning: pull each class together, push the classes apart ==========================================
-    loss = make_loss(recipe.embedding.loss, recipe.embedding.margin, recipe.embedding.distance)
-    _, steps = training_batches(training, recipe, seed, full)
+    stage = recipe.embedding
+    loss = make_loss(stage.loss, stage.margin, stage.distance, stage.final_margin or None)
+    learner = with_head(embedding, stage.loss, len(LABELS), seed)
     judged = validation[validation["balanced"]].reset_index(drop=True)
-    metric = NeuralNetwork(embedding, "embedding", folder, loss, recipe.embedding.learning_rate)
+    judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
+    _, steps = training_batches(training, recipe, seed, full)
+    metric = NeuralNetwork(learner, "embedding", folder, loss, stage.learning_rate)
     metric.fit(
         lambda epoch: training_batches(training, recipe, seed, full, epoch)[0],
         steps,
-        recipe.embedding.epochs,
-        lambda model: embedding_figures(
-            model, image_batches(judged, recipe.data), judged, loss, recipe.embedding.margin, recipe.data.batch_size
+        stage.epochs,
+        lambda: embedding_figures(
+            judge, image_batches(judged, recipe.data), judged, loss, stage, recipe.data.batch_size
         ),
-        recipe.embedding.patience,
+        stage.patience,
         options.resume,
-        tracking.callbacks(run, "embedding", folder),
+        (loss.schedule(stage.epochs), *tracking.callbacks(run, "embedding", folder)),
+        watch(stage),
     )
-    watch.lap("embedding")
+    stopwatch.lap("embedding")
 
     # == 2. Freeze it; train the classifier on its embeddings of augmented views =======================================
     # In float32 whatever the embedding was trained in: what is saved is what is measured.
@@ -167,12 +170,12 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         lambda epoch: vector_batches(vectors, targets, recipe.classifier.batch_size, seed, epoch)[0],
         steps,
         recipe.classifier.epochs,
-        lambda model: classifier_figures(model, held_out, validation["target"].to_numpy()),
+        lambda: classifier_figures(classifier.model, held_out, validation["target"].to_numpy()),
         recipe.classifier.patience,
         options.resume,
         tracking.callbacks(run, "classifier", folder),
     )
-    watch.lap("classifier")
+    stopwatch.lap("classifier")
 
     # == 3. Evaluate the test split, once, with the saved file =========================================================
     file = folder / "best_epoch.keras"
@@ -184,10 +187,9 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     nearest = scoring.nearest_known(held_out, gallery, 1)[1]
     probability, embeddings = scoring.score(model, image_batches(test, recipe.data), len(test), "test")
     results = scoring.evaluate_split(test, probability, embeddings, gallery, THRESHOLD)
-    diagnosis = diagnose(metric.epochs(), recipe.embedding.margin)
     for result in results.values():
-        result["embedding"]["collapsed"] = diagnosis is not None and diagnosis.kind == "collapse"
-    watch.lap("evaluation")
+        result["embedding"]["collapsed"] = metric.diagnosis is not None and metric.diagnosis.kind == "collapse"
+    stopwatch.lap("evaluation")
 
     # == 4. Write: every number, the figures, what W&B and TensorBoard show ============================================
     networks = {"embedding": metric, "classifier": classifier}
@@ -204,7 +206,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
             "versions": runtime.versions(),
             "precision": precision,
             "deterministic": options.deterministic,
-            "seconds": watch.seconds,
+            "seconds": stopwatch.seconds,
             "history": {stage: network.history for stage, network in networks.items()},
             "best_epoch": {stage: network.best_epoch + 1 for stage, network in networks.items()},
             "threshold": THRESHOLD,
@@ -230,9 +232,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         network.file.unlink()  # nothing is left to resume
     print(report.summary(results["test"], "Test set, 50/50"))
     print(report.summary(baseline["test"], "The plain classifier on it (frozen features, logistic regression)"))
-    if diagnosis:
-        print(f"Warning: {diagnosis.message}")
-    print(f"Wrote {file} and its figures in {watch.total / 60:.1f} minutes; next: python predict.py")
+    print(f"Wrote {file} and its figures in {stopwatch.total / 60:.1f} minutes; next: python predict.py")
 
 
 def main() -> None:

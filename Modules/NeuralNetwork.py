@@ -1,7 +1,7 @@
 """One Keras model and its training, used twice: for the embedding and for the classifier.
 
     network = NeuralNetwork(model, "embedding", folder, loss, learning_rate=1e-3, monitor="val_loss", mode="min")
-    history = network.fit(batches, steps, epochs=20, validate=lambda model: {"val_loss": ...})
+    history = network.fit(batches, steps, epochs=20, validate=lambda: {"val_loss": ...})
 
 After each epoch one file, `state-<name>.npz`, holds all that decides the future: weights, optimizer, the best epoch's
 weights and the history, from which the epoch, the best value and the patience follow. It replaces its predecessor
@@ -20,8 +20,10 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from Modules.cli import UserError
+from Modules.metric_learning.collapse import Diagnosis
 
-Validate = Callable[[tf.keras.Model], dict[str, float]]
+Validate = Callable[[], dict[str, float]]
+Watch = Callable[[list[dict[str, float]]], Diagnosis | None]
 Batches = Callable[[int], tf.data.Dataset]
 
 
@@ -46,6 +48,7 @@ class NeuralNetwork:
         self.file = Path(folder) / f"state-{name}.npz"
         self.history: dict[str, list[float]] = {}
         self.best_weights: list[np.ndarray] = []
+        self.diagnosis: Diagnosis | None = None  # what the watch last found wrong
         model.compile(tf.keras.optimizers.Adam(learning_rate), loss, metrics=list(metrics))
 
     @property
@@ -72,15 +75,18 @@ class NeuralNetwork:
         patience: int = 0,
         resume: bool = False,
         callbacks: tuple = (),
+        watch: Watch = lambda epochs: None,
     ) -> dict[str, list[float]]:
         """Train to `epochs`, or until `patience` (0: never) epochs in a row were no better; end at the best weights.
 
         `batches(epoch)` is the endless stream that starts at `epoch`, `steps` batches an epoch; `validate` returns the
-        validation's figures. Keras `callbacks` see them among the epoch's logs.
+        validation's figures. Keras `callbacks` see them among the epoch's logs. `watch` looks at all epochs so far:
+        what it finds wrong is said once and, but for a mere lag, ends the training.
         """
         if resume and self.file.exists():
             self.restore()
         start = self.epochs_done
+        self.diagnosis = watch(self.epochs()) if start else None
         if start < epochs and not self.out_of_patience(patience):
             self.model.fit(
                 batches(start),
@@ -88,7 +94,7 @@ class NeuralNetwork:
                 epochs=epochs,
                 steps_per_epoch=steps,
                 verbose=0,
-                callbacks=[_Epochs(self, epochs, steps, validate, patience), *callbacks],
+                callbacks=[_Epochs(self, epochs, steps, validate, patience, watch), *callbacks],
             )
         self.model.set_weights(self.best_weights)
         return self.history
@@ -142,8 +148,11 @@ class NeuralNetwork:
 class _Epochs(tf.keras.callbacks.Callback):
     """Between Keras's fit and the network: the progress bar, validation, the record, early stopping."""
 
-    def __init__(self, network: NeuralNetwork, epochs: int, steps: int, validate: Validate, patience: int):
+    def __init__(
+        self, network: NeuralNetwork, epochs: int, steps: int, validate: Validate, patience: int, watch: Watch
+    ):
         super().__init__()
+        self.watch = watch
         self.network, self.epochs, self.steps = network, epochs, steps
         self.validate, self.patience = validate, patience
 
@@ -159,12 +168,17 @@ class _Epochs(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
         seconds = time.perf_counter() - self.begun
-        logs.update(self.validate(self.model))
+        logs.update(self.validate())
         self.network.record(logs)
         name, monitor = self.network.name, self.network.monitor
         best = " *" if self.network.best_epoch == epoch else ""
         figures = f"loss {logs['loss']:.4f}  {monitor} {logs[monitor]:.4f}"
         tqdm.write(f"{name} {epoch + 1}/{self.epochs}  {figures}  {seconds:.0f} s{best}")
+        known, self.network.diagnosis = self.network.diagnosis, self.watch(self.network.epochs())
+        if self.network.diagnosis:
+            if known is None or known.kind != self.network.diagnosis.kind:
+                tqdm.write(f"{name}: {self.network.diagnosis.message}")
+            self.model.stop_training = self.network.diagnosis.kind != "lag"
         if self.network.out_of_patience(self.patience):
             self.model.stop_training = True
             tqdm.write(f"{name}: stopped, {self.patience} epochs without a better {monitor}")

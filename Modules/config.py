@@ -40,6 +40,7 @@ class Embedding:
     embedding_size: int = 128  # dimensions, as in FaceNet
     loss: str = "tfa-semi-hard"  # see Modules/metric_learning/losses.py
     margin: float = 0.4  # between positive and negative distance; distances run from 0 to 2
+    final_margin: float = 0.0  # of the last epoch, reached in a straight line; 0: as `margin`
     distance: str = "L2"  # L2, as the reference ran it, or squared-L2, as FaceNet prints it
     batches: str = "shuffled"  # shuffled, or class: P classes x K images of many patients
     learning_rate: float = 1e-3  # of Adam

@@ -9,6 +9,7 @@ import pytest
 
 from generate_balanced_dataset import generate
 from Modules.data.synthetic import write_dataset
+from tests.commands import run
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,15 @@ def balanced(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     generate(write_dataset(folder / "source", images=80, size=64, seed=2), folder / "balanced", size=64, folds=2)
     return folder / "balanced"
+
+
+@pytest.fixture(scope="session")
+def trained(balanced, tmp_path_factory) -> Path:
+    """The checkpoints of a small model trained through the real command, and beside them its offline W&B run."""
+    home = tmp_path_factory.mktemp("trained")
+    run(
+        "train.py", "--data", balanced, "--checkpoints", home / "checkpoints", "--backbone", "mobilenet",
+        "--image-size", "32", "--batch-size", "16", "--epochs", "2", "--classifier-epochs", "3", "--weights", "none",
+        "--wandb", "offline", cwd=home,
+    )  # fmt: skip
+    return home / "checkpoints"

@@ -86,6 +86,7 @@ def test_an_offline_run_of_wandb_holds_every_epoch_of_both_stages(trained):
         record = wandb_internal_pb2.Record.FromString(data)
         for item in record.history.item:
             logged.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+    store.close()
     history = json.loads((trained / "best_epoch.json").read_text())["history"]
     for stage, values in history.items():
         assert logged[f"{stage}/epoch"] == list(range(1, len(values["loss"]) + 1))

@@ -247,6 +247,10 @@ LOSSES: dict[str, Callable[..., tf.Tensor]] = {
 }
 
 
+# The losses that are as large as their margin when all images lie on one point.
+AT_MARGIN = ("tfa-semi-hard", "semi-hard", "triplet-margin", "batch-hard")
+
+
 class MetricLoss(tf.keras.losses.Loss):
     """One loss, or several in turn. Margin and turn are variables: a compiled step keeps plain numbers for ever."""
 

@@ -78,8 +78,8 @@ def warm_up(folder: Path, seed: int, resume: bool = False) -> dict:
         build_network(), "embedding", folder, loss, LEARNING_RATE, monitor="val_knn_accuracy", mode="max"
     )
 
-    def validate(model: tf.keras.Model) -> dict[str, float]:
-        embeddings = model.predict(validation, batch_size=1024, verbose=0)
+    def validate() -> dict[str, float]:
+        embeddings = network.model.predict(validation, batch_size=1024, verbose=0)
         quality = embedding_quality(embeddings, held_out, None)
         return {"val_knn_accuracy": quality["knn_accuracy"], "val_silhouette": quality["silhouette"]}
 

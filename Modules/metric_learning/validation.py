@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from Modules.config import Embedding
 from Modules.evaluation.scoring import embed
-from Modules.metric_learning.collapse import embedding_statistics
+from Modules.metric_learning.collapse import Diagnosis, diagnose, embedding_statistics
+from Modules.metric_learning.losses import AT_MARGIN
 from Modules.metric_learning.quality import embedding_quality
 from Modules.metric_learning.sampling import shuffled
 
@@ -19,24 +21,32 @@ def embedding_figures(
     batches: tf.data.Dataset,
     table: pd.DataFrame,
     loss: Callable,
-    margin: float,
+    config: Embedding,
     batch_size: int,
 ) -> dict[str, float]:
     """`val_loss`, over batches of the training size, and how well the classes of `table`'s images are apart.
 
-    `batches` holds the images of `table` in order. What is undefined is NaN, as Keras's histories have it.
+    `model` has two outputs, the embedding and what the loss takes (the same but for arcface); `batches` holds the
+    images of `table` in order. What is undefined is NaN, as Keras's histories have it.
     """
-    embeddings = embed(model, batches, len(table), "validation")[0]
-    targets = table["target"].to_numpy()
+    embeddings, outputs = embed(model, batches, len(table), "validation")
+    targets, groups = table["target"].to_numpy(), table["group"].to_numpy()
     # Always the same shuffled batches: in the table's order one would hold a single class. Parts of nearly equal size,
     # so that the last is not a remnant without triplets.
     parts = np.array_split(shuffled(len(table), 0, 0), -(-len(table) // batch_size))
-    losses = [float(loss(targets[part], embeddings[part])) for part in parts]
-    groups = table["group"].to_numpy()
+    losses = [float(loss(targets[part], outputs[part])) for part in parts]
     quality = embedding_quality(embeddings, targets, groups)
-    figures = {name: quality[name] for name in NEIGHBOURS} | embedding_statistics(embeddings, targets, groups, margin)
+    squared = config.distance == "squared-L2"
+    figures = {name: quality[name] for name in NEIGHBOURS}
+    figures |= embedding_statistics(embeddings, targets, groups, config.margin, squared)
     figures["loss"] = float(np.average(losses, weights=[len(part) for part in parts]))
     return {f"val_{name}": np.nan if value is None else value for name, value in figures.items()}
+
+
+def watch(config: Embedding) -> Callable[[list[dict[str, float]]], Diagnosis | None]:
+    """What `NeuralNetwork.fit` asks after every epoch: is the embedding collapsing?"""
+    margin = config.margin if config.loss.split(",")[-1].strip() in AT_MARGIN else None
+    return lambda epochs: diagnose(epochs, margin)
 
 
 def classifier_figures(model: tf.keras.Model, embeddings: np.ndarray, targets: np.ndarray) -> dict[str, float]:
