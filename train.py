@@ -108,12 +108,15 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     size = recipe.data.image_size
     print(f"Recipe {recipe.name}: {recipe.embedding.backbone}, {size} x {size} pixels, {precision}, seed {seed}")
     print(f"Images: {len(training)} training, {len(validation)} validation, {len(test)} test")
-    run = tracking.start(options.wandb, asdict(recipe), recipe.name)
-    stopwatch = runtime.Stopwatch()
 
     # == Build: backbone -> dense -> unit length; and the plain classifier to beat =====================================
-    weights = pretrained(recipe.embedding.backbone, options.weights, is_demo)
-    embedding = modules.build_embedding(recipe.embedding, size, weights)
+    stage = recipe.embedding
+    weights = pretrained(stage.backbone, options.weights, is_demo)
+    embedding = modules.build_embedding(stage, size, weights)
+    loss = make_loss(stage.loss, stage.margin, stage.distance, stage.final_margin or None)
+    learner = with_head(embedding, stage.loss, len(LABELS), seed)
+    run = tracking.start(options.wandb, asdict(recipe), recipe.name)
+    stopwatch = runtime.Stopwatch()
     features = tf.keras.Model(embedding.input, embedding.get_layer("features").output)
     baseline = scoring.logistic_baseline(
         scoring.embed(features, image_batches(training, recipe.data), len(training), "baseline")[0],
@@ -125,9 +128,6 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     stopwatch.lap("baseline")
 
     # == 1. Metric learning: pull each class together, push the classes apart ==========================================
-    stage = recipe.embedding
-    loss = make_loss(stage.loss, stage.margin, stage.distance, stage.final_margin or None)
-    learner = with_head(embedding, stage.loss, len(LABELS), seed)
     judged = validation[validation["balanced"]].reset_index(drop=True)
     judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
     _, steps = training_batches(training, recipe, seed, full)

@@ -1,6 +1,7 @@
 """What a run leaves for people to look at: figures, the summary on the terminal, the JSON of every number."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -26,11 +27,20 @@ def write_json(file: Path, content: dict) -> None:
     """Write in one step: a reader finds the former file or the new one, never half of it."""
     partial = file.with_suffix(".partial")
     with open(partial, "w") as stream:
-        json.dump(content, stream, indent=2)
+        json.dump(_finite(content), stream, indent=2, allow_nan=False)
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(file)
+
+
+def _finite(value):
+    """NaN and infinity, which JSON does not know, as null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summary(result: dict, title: str) -> str:
