@@ -23,6 +23,12 @@ BACKBONES = {
 SCALINGS = ("own", "0..1", "-1..1", "caffe")
 
 
+def check_backbone(name: str) -> None:
+    """Raises `UserError` for a backbone that is none of BACKBONES."""
+    if name not in BACKBONES:
+        raise UserError(f"unknown backbone {name!r}: {nearest(name, BACKBONES)}")
+
+
 def preprocess(images: tf.Tensor, scaling: str) -> tf.Tensor:
     """Scale images [B, S, S, 3] from 0..255 to what a backbone expects, in float32 whatever the policy.
 
@@ -33,10 +39,16 @@ def preprocess(images: tf.Tensor, scaling: str) -> tf.Tensor:
         return layers.Rescaling(1 / 255, dtype="float32", name="preprocess")(images)
     if scaling == "-1..1":
         return layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="preprocess")(images)
-    swap = layers.Conv2D(3, 1, trainable=False, dtype="float32", name="preprocess")
-    swapped = swap(images)
-    swap.set_weights([np.eye(3)[::-1].reshape(1, 1, 3, 3), -np.array([103.939, 116.779, 123.68])])
-    return swapped
+    constant = tf.keras.initializers.Constant
+    return layers.Conv2D(
+        3,
+        1,
+        kernel_initializer=constant([[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
+        bias_initializer=constant([-103.939, -116.779, -123.68]),
+        trainable=False,
+        dtype="float32",
+        name="preprocess",
+    )(images)
 
 
 def weights_file(weights: str, backbone: str) -> str | None:
@@ -59,8 +71,9 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
     """The weights of a whole backbone without its top, or None for random ones.
 
     Raises:
-        UserError: ImageNet's weights can't be downloaded, or a file does not fit.
+        UserError: unknown backbone, ImageNet's weights can't be downloaded, or a file does not fit.
     """
+    check_backbone(backbone)
     source = weights_file(weights, backbone)
     if source is None:
         return None
@@ -69,8 +82,9 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
     except Exception as error:  # urllib, h5py and Keras each raise their own
         if source == "imagenet":
             raise UserError(
-                f"ImageNet weights of {backbone} can't be downloaded. Three ways out: connect and retry; --weights "
-                f"PATH, a file or a folder with {backbone}_notop.weights.h5, fetched elsewhere; --weights none, random ones"
+                f"ImageNet weights of {backbone} can't be downloaded. Three ways out: connect and retry; "
+                f"--weights PATH, a file or a folder with {backbone}_notop.weights.h5, fetched elsewhere; "
+                "--weights none, random ones"
             ) from error
         raise UserError(f"--weights {source}: not weights of {backbone} without its top ({error})") from error
 
@@ -81,8 +95,7 @@ def build_backbone(config: Embedding, image_size: int, weights: list[np.ndarray]
     Raises:
         UserError: unknown backbone, scaling or inner layer.
     """
-    if config.backbone not in BACKBONES:
-        raise UserError(f"unknown backbone {config.backbone!r}: {nearest(config.backbone, BACKBONES)}")
+    check_backbone(config.backbone)
     if config.input_scaling not in SCALINGS:
         raise UserError(f"unknown input scaling {config.input_scaling!r}: {nearest(config.input_scaling, SCALINGS)}")
     constructor, own_scaling = BACKBONES[config.backbone]
