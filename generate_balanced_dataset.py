@@ -18,7 +18,6 @@ Written into the output folder, which is replaced only when everything is done:
     report.md, report.png                  counts per split, class, sex, age and site; what was excluded
 """
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ def generate(
 
     Raises UserError; a data set that stood in `output` is then as it was.
     """
-    output = Path(os.path.abspath(output))
+    output = Path(output).resolve()
     check_output(output, [source, *external])
     options = {
         "source": str(source),
@@ -65,16 +64,21 @@ def generate(
         "duplicates": duplicates and str(duplicates),
         "metadata": table and str(table),
         "keep": keep and str(keep),
-        **{"size": size, "seed": seed, "folds": folds, "drop_diagnosis": list(drop_diagnosis)},
+        "size": size,
+        "seed": seed,
+        "folds": folds,
+        "max_excluded": max_excluded,
+        "drop_diagnosis": list(drop_diagnosis),
     }
     kept = read_kept(keep) if keep else None
 
     # ---- read and scan -----------------------------------------------------------------------------------------------
     images = read_sources(source, external, table)
+    unwanted = unwanted_diagnoses(images["diagnosis"], drop_diagnosis)
     images = images.join(scan(images["file"].tolist()).astype({"reason": "str"}))
     check_excluded(images, max_excluded)
     seen = images[images["reason"].isna()]
-    drop_diagnoses(images, drop_diagnosis)
+    images["reason"] = images["reason"].fillna(unwanted)
 
     # ---- group, split, balance ---------------------------------------------------------------------------------------
     official = read_official(source, duplicates)
@@ -97,7 +101,10 @@ def write_list(table: Path, path: Path, duplicates: Path | None = None, seed: in
     images = read_table(table).assign(external=False, bytes=0, reason=pd.Series(dtype="str"))
     images = plan(images, read_official(table.parent, duplicates), seed, folds)
     check_classes(images, folds)
-    images[["isic_id", "split", "balanced", "fold"]].to_csv(path, index=False, lineterminator="\n")
+    try:
+        images[["isic_id", "split", "balanced", "fold"]].to_csv(path, index=False, lineterminator="\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     return images
 
 
@@ -112,14 +119,14 @@ def check_excluded(images: pd.DataFrame, limit: int | None) -> None:
         )
 
 
-def drop_diagnoses(images: pd.DataFrame, names: Sequence[str]) -> None:
-    """Give the images of the diagnoses `names` a reason to be left out."""
-    diagnosis = images["diagnosis"].str.lower()
+def unwanted_diagnoses(diagnosis: pd.Series, names: Sequence[str]) -> pd.Series:
+    """Why an image is left out for its diagnosis, NA where it isn't one of `names`."""
+    diagnosis = diagnosis.str.lower()
     for name in names:
         if not (diagnosis == name.lower()).any():
             known = ", ".join(sorted(diagnosis.dropna().unique())) or "none: the table has no diagnosis"
             raise UserError(f"--drop-diagnosis {name}: no image has it; known: {known}")
-        images.loc[(diagnosis == name.lower()) & images["reason"].isna(), "reason"] = f"diagnosis: {name}"
+    return ("diagnosis: " + diagnosis).where(diagnosis.isin([name.lower() for name in names]))
 
 
 def near_pairs(images: pd.DataFrame) -> pd.DataFrame:

@@ -207,6 +207,7 @@ def test_a_broken_table_is_one_line(name, source, call, tmp_path):
         (["--drop-diagnosis", "nevus"], "no diagnosis"),
         (["--max-excluded", "-1"], "--max-excluded"),
         (["--list", "x.csv"], "--metadata"),
+        (["--metadata", "SOURCE/train-metadata.csv", "--list", "nowhere/x.csv"], "cannot write nowhere/x.csv"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(arguments, words, source, call, tmp_path):
@@ -241,6 +242,34 @@ def test_an_interrupted_run_leaves_the_former_data_set(source, call, tmp_path, m
     assert (tmp_path / "made/manifest.csv").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     table_of(tmp_path / "made")
+
+
+def test_a_picture_that_vanishes_is_one_line(source, call, tmp_path, monkeypatch):
+    """Scanned, but gone when it is to be written."""
+    going = copied(source, tmp_path / "going")
+    scanned = command.scan
+
+    def scan(paths):
+        found = scanned(paths)
+        (going / "train-image/A5.jpg").unlink()
+        return found
+
+    monkeypatch.setattr(command, "scan", scan)
+    for size in (48, 64):
+        code, _, message = call("--source", going, "--output", "made", "--size", size)
+        assert code == 2
+        assert "A5" in message
+        shutil.copy(source / "train-image/A5.jpg", going / "train-image/A5.jpg")
+
+
+def test_an_output_that_is_a_link_is_followed(source, call, tmp_path):
+    (tmp_path / "large-disk").mkdir()
+    (tmp_path / "made").symlink_to(tmp_path / "large-disk")
+    for _ in range(2):
+        assert call("--source", source, "--output", "made", "--size", 64)[0] == 0
+    assert (tmp_path / "made").is_symlink()
+    assert len(table_of(tmp_path / "large-disk")) == 24
+    assert {path.name for path in tmp_path.iterdir()} == {"large-disk", "made"}
 
 
 def test_absent_images_are_counted(source, call, tmp_path):

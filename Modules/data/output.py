@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from Modules.cli import UserError
-from Modules.data.images import encode_jpeg, read_image
+from Modules.data.images import ImageError, encode_jpeg, read_image
 from Modules.data.manifest import LABELS, is_data_set
 
 
@@ -42,8 +42,8 @@ def replacing(output: Path) -> Iterator[Path]:
             output.rename(former)
         new.rename(output)
         shutil.rmtree(former, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from None
+    except (OSError, ImageError) as error:  # a picture may vanish after it was scanned
+        raise UserError(f"cannot write {output}: {error}") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -55,9 +55,7 @@ def write_pictures(images: pd.DataFrame, folder: Path, output: Path, size: int) 
     """
     used = images["split"] != "excluded"
     places = images["split"] + "/" + images["target"].map(dict(enumerate(LABELS))) + "/" + images["isic_id"] + ".jpg"
-    files = [
-        Path(os.path.relpath(file, output)).as_posix() if isinstance(file, Path) else "" for file in images["file"]
-    ]
+    files = [_relative(file, output) if isinstance(file, Path) else "" for file in images["file"]]
     images = images.assign(path=places.where(used, pd.Series(files, images.index)))
     for place in sorted({os.path.dirname(path) for path in places[used]}):
         (folder / place).mkdir(parents=True)
@@ -66,6 +64,10 @@ def write_pictures(images: pd.DataFrame, folder: Path, output: Path, size: int) 
         progress = tqdm(hashes, "write", int(used.sum()), unit=" images", ncols=80, disable=None)
         images.loc[used, "sha256"] = list(progress)
     return images
+
+
+def _relative(file: Path, output: Path) -> str:
+    return Path(os.path.relpath(file.parent.resolve() / file.name, output)).as_posix()
 
 
 def _write_picture(row, folder: Path, size: int) -> str:
