@@ -163,6 +163,11 @@ def summary(images: pd.DataFrame) -> str:
             lines.append(
                 f"{split:<12}{counts[0]:>10,}{counts[1]:>11,}{rows['group'].nunique():>9,}{f'{half:,} + {half:,}':>22}"
             )
+    own = images[images["split"].isin(list(SHARES))]
+    shares = own["split"].value_counts(normalize=True)
+    if any(abs(shares.get(split, 0) - share) > 0.02 for split, share in SHARES.items()):
+        largest = own["group"].value_counts().iloc[0]
+        lines.append(f"shares are off 70/10/20: groups stay whole, the largest holds {largest:,} images")
     left_out = images[images["split"] == "excluded"]
     kind = left_out["reason"].str.split(":").str[0]
     lines += [f"{'left out':<12}{count:>10,} {reason}" for reason, count in kind.value_counts().items()]

@@ -70,6 +70,7 @@ def test_a_data_set_is_made_whole(source, call, tmp_path):
     code, printed, _ = call("--source", source, "--output", "made", "--size", 64, "--folds", 2, "--seed", 5)
     assert code == 0
     assert max(map(len, printed.splitlines())) <= 80
+    assert "the largest holds 2 images" in printed
     made = tmp_path / "made"
     table = table_of(made)
     assert table["split"].value_counts().to_dict() == {"train": 16, "test": 6, "validation": 2}
