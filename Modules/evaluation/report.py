@@ -45,7 +45,10 @@ def _finite(value):
 
 def summary(result: dict, title: str) -> str:
     """The metrics of one set of images with their intervals and the confusion matrix, in 80 columns."""
-    lines = [f"{title}: {result['n']} images, {result['n_malignant']} malignant, threshold {result['threshold']:.3f}"]
+    lines = [
+        title,
+        f"  {result['n']} images, {result['n_malignant']} malignant, threshold {result['threshold']:.3f}",
+    ]
     for name, label in SHOWN.items():
         if result[name] is None:
             lines.append(f"  {label:<18} undefined: {result['undefined'][name]}")
