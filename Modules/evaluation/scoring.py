@@ -120,16 +120,16 @@ def read_gallery(file: Path) -> dict[str, np.ndarray]:
         UserError: no such file, or another kind.
     """
     try:
-        with np.load(file, allow_pickle=False) as saved:
-            return dict(saved)
-    except (OSError, ValueError) as error:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
+            return {name: saved[name] for name in ("embeddings", "ids", "groups", "targets")}
+    except Exception as error:  # a file of any content can fail anywhere in NumPy
         raise UserError(
             f"no gallery of known lesions in {file} ({error}); train.py writes it beside the model"
         ) from None
 
 
 def nearest_known(embeddings: np.ndarray, gallery: dict, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k lesions most similar to each embedding, nearest first: positions in the gallery and cosines, both [N, k]."""
+    """The k lesions most similar to each embedding, nearest first: places in the gallery and cosines, both [N, k]."""
     similarity = embeddings @ gallery["embeddings"].astype(np.float32).T
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
     return order, np.take_along_axis(similarity, order, axis=1)
