@@ -1,0 +1,218 @@
+"""A model on a split: its outputs in order, its neighbours, the plain classifier to beat, the gallery's file."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+from Modules.cli import UserError
+from Modules.evaluation import scoring
+from Modules.evaluation.metrics import evaluate
+from Modules.metric_learning.quality import embedding_quality
+
+
+def table_of(target, balanced=None, groups=None):
+    groups = np.arange(len(target)) if groups is None else groups
+    return pd.DataFrame(
+        {
+            "isic_id": [f"ISIC_{i:07d}" for i in range(len(target))],
+            "target": target,
+            "balanced": np.ones(len(target), bool) if balanced is None else balanced,
+            "group": [f"group {i}" for i in groups],
+            "patient_id": [f"patient {i}" for i in groups],
+        }
+    )
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def random_vectors(n, dimension=6, seed=0):
+    return unit(np.random.default_rng(seed).normal(size=(n, dimension)))
+
+
+# --- A model on batches -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A joined model in small: [B, 4, 4, 3] -> probability [B, 1], with a layer named `embedding`."""
+    tf.keras.utils.set_random_seed(0)
+    images = tf.keras.Input((4, 4, 3))
+    x = tf.keras.layers.Dense(5)(tf.keras.layers.Flatten()(images))
+    x = tf.keras.layers.Dropout(0.5)(tf.keras.layers.UnitNormalization(name="embedding")(x))
+    return tf.keras.Model(images, tf.keras.layers.Dense(1, activation="sigmoid")(x))
+
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (11, 4, 4, 3)).astype(np.float32)
+BATCHES = tf.data.Dataset.from_tensor_slices((IMAGES, np.zeros(11, np.int32))).batch(4)
+
+
+def test_scores_come_in_order_one_for_each_image(model):
+    probability, embeddings = scoring.score(model, BATCHES, 11, "test")
+    assert (probability.shape, embeddings.shape) == ((11,), (11, 5))
+    assert probability.dtype == embeddings.dtype == np.float32
+    np.testing.assert_allclose(probability, model(IMAGES, training=False)[:, 0], atol=1e-6)
+    between = tf.keras.Model(model.input, model.get_layer("embedding").output)
+    np.testing.assert_allclose(embeddings, between(IMAGES), atol=1e-6)
+
+
+def test_a_compiled_model_takes_batches_of_any_size_and_drops_nothing_out(model):
+    run = scoring.compiled(scoring.with_embedding(model))
+    for n in (1, 4, 11):
+        probability, embeddings = run(IMAGES[:n])
+        np.testing.assert_allclose(probability, model(IMAGES[:n], training=False), atol=1e-6)
+        assert embeddings.shape == (n, 5)
+
+
+# --- evaluate_split ---------------------------------------------------------------------------------------------------
+
+
+def test_a_split_is_evaluated_on_its_balanced_set_and_on_the_whole():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 40)
+    table = table_of(target, balanced=np.arange(40) % 3 > 0, groups=np.arange(40) // 2)
+    table.index += 100  # positions count, not labels
+    probability, embeddings = rng.uniform(size=40), random_vectors(40)
+    known = random_vectors(30, seed=1).astype(np.float16)
+    gallery = {
+        "embeddings": known,
+        "targets": rng.integers(0, 2, 30).astype(np.int8),
+        "groups": np.array([f"group {i}" for i in range(30)]),
+    }
+    results = scoring.evaluate_split(table, probability, embeddings, gallery, 0.4)
+    assert list(results) == ["test", "test_full"]
+    for view, rows in (("test", table["balanced"].to_numpy()), ("test_full", np.ones(40, bool))):
+        chosen = table[rows]
+        expected = evaluate(chosen["target"].to_numpy(), probability[rows], 0.4, chosen["patient_id"].to_numpy())
+        quality = embedding_quality(
+            embeddings[rows],
+            chosen["target"].to_numpy(),
+            chosen["group"].to_numpy(),
+            (known.astype(np.float32), gallery["targets"], gallery["groups"]),
+        )
+        assert results[view] == {**expected, "embedding": quality}
+    assert results["test"]["n"] < results["test_full"]["n"] == 40
+
+
+# --- The plain classifier ---------------------------------------------------------------------------------------------
+
+
+def baseline_auc(strength, n=240):
+    rng = np.random.default_rng(0)
+    target = np.arange(2 * n) % 2
+    features = rng.normal(size=(2 * n, 12)) + strength * target[:, None] * (np.arange(12) < 3)
+    train, test = table_of(target[:n], groups=np.arange(n) // 3), table_of(target[n:])
+    results = scoring.logistic_baseline(features[:n], train, features[n:], test, 0.5)
+    assert results["test"]["n"] == n
+    return results["test"]["roc_auc"]
+
+
+def test_the_baseline_finds_what_is_there_and_nothing_in_noise():
+    assert baseline_auc(strength=1.0) > 0.85
+    assert 0.4 < baseline_auc(strength=0.0) < 0.6
+
+
+def test_the_baseline_does_not_care_for_the_scale_of_a_feature():
+    rng = np.random.default_rng(0)
+    target = np.arange(80) % 2
+    features = rng.normal(size=(80, 4)) + target[:, None]
+    scaled = features * [1e-4, 1, 1e3, 1] + [0, 100, 0, -100]
+    train, test = table_of(target[:40]), table_of(target[40:])
+    one, other = (scoring.logistic_baseline(x[:40], train, x[40:], test, 0.5) for x in (features, scaled))
+    assert one["test"]["roc_auc"] == pytest.approx(other["test"]["roc_auc"])
+    assert one["test"]["brier"] == pytest.approx(other["test"]["brier"], abs=1e-6)
+
+
+def test_the_baseline_chooses_its_penalty_between_groups(monkeypatch):
+    folds = []
+    split = scoring.GroupKFold.split
+
+    def recorded(self, features, target, groups):
+        for train, test in split(self, features, target, groups):
+            folds.append((set(groups.iloc[train]), set(groups.iloc[test])))
+            yield train, test
+
+    monkeypatch.setattr(scoring.GroupKFold, "split", recorded)
+    target = np.arange(40) % 2
+    train = table_of(target, groups=np.arange(40) // 4)
+    scoring.logistic_baseline(random_vectors(40), train, random_vectors(6, seed=1), table_of(target[:6]), 0.5)
+    assert len(folds) == 5
+    assert not any(train & test for train, test in folds)
+
+
+def test_the_baseline_holds_with_the_fewest_images_there_may_be():
+    target = np.array([0, 0, 1, 1])
+    features = np.array([[0.0], [0.1], [1.0], [1.1]])
+    results = scoring.logistic_baseline(features, table_of(target), features, table_of(target), 0.5)
+    assert results["test"]["roc_auc"] == 1
+
+
+# --- The gallery ------------------------------------------------------------------------------------------------------
+
+
+def test_the_gallery_is_read_as_it_was_written(tmp_path):
+    table, vectors = table_of(np.array([0, 1, 1])), random_vectors(3)
+    scoring.write_gallery(tmp_path / "gallery.npz", table, vectors)
+    gallery = scoring.read_gallery(tmp_path / "gallery.npz")
+    assert set(gallery) == {"embeddings", "ids", "groups", "targets"}
+    np.testing.assert_array_equal(gallery["embeddings"], vectors.astype(np.float16))
+    assert list(gallery["ids"]) == list(table["isic_id"])
+    assert list(gallery["groups"]) == list(table["group"])
+    assert list(gallery["targets"]) == [0, 1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery.npz"]
+
+
+def nothing(file):
+    pass
+
+
+def empty(file):
+    file.touch()
+
+
+def text(file):
+    file.write_text("no gallery")
+
+
+def pickled(file):
+    np.savez(file, embeddings=np.array([{}], object))
+
+
+def one_array(file):
+    with open(file, "wb") as stream:
+        np.save(stream, np.zeros(3))
+
+
+def other_arrays(file):
+    np.savez(file, weights=np.zeros(3))
+
+
+def cut_short(file):
+    scoring.write_gallery(file, table_of(np.array([0, 1])), random_vectors(2))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("write", [nothing, empty, text, pickled, one_array, other_arrays, cut_short])
+def test_a_file_that_is_no_gallery_is_the_users_to_mend(tmp_path, write):
+    write(tmp_path / "gallery.npz")
+    with pytest.raises(UserError, match=r"no gallery of known lesions in .*gallery\.npz.*train\.py writes it"):
+        scoring.read_gallery(tmp_path / "gallery.npz")
+
+
+def test_the_nearest_known_are_those_of_a_plain_loop():
+    vectors, known = random_vectors(9), random_vectors(25, seed=1).astype(np.float16)
+    positions, similarity = scoring.nearest_known(vectors, {"embeddings": known}, 4)
+    assert positions.shape == similarity.shape == (9, 4)
+    for row, vector in enumerate(vectors):
+        cosines = [float(np.dot(vector, other.astype(np.float32))) for other in known]
+        order = sorted(range(25), key=lambda i: -cosines[i])[:4]
+        assert list(positions[row]) == order
+        np.testing.assert_allclose(similarity[row], [cosines[i] for i in order], atol=1e-6)
+
+
+def test_a_gallery_smaller_than_k_gives_all_it_has():
+    positions, similarity = scoring.nearest_known(random_vectors(2), {"embeddings": random_vectors(3)}, 10)
+    assert positions.shape == similarity.shape == (2, 3)
+    assert sorted(positions[0]) == [0, 1, 2]
