@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import tensorflow as tf
@@ -87,7 +88,7 @@ class NeuralNetwork:
             self.restore()
         start = self.epochs_done
         self.diagnosis = watch(self.epochs()) if start else None
-        if start < epochs and not self.out_of_patience(patience):
+        if start < epochs and not self.finished(patience):
             self.model.fit(
                 batches(start),
                 initial_epoch=start,
@@ -101,6 +102,10 @@ class NeuralNetwork:
 
     def out_of_patience(self, patience: int) -> bool:
         return bool(patience) and self.epochs_done > 0 and self.epochs_done - 1 - self.best_epoch >= patience
+
+    def finished(self, patience: int) -> bool:
+        """Whether no epoch is to follow, however many were asked for."""
+        return self.out_of_patience(patience) or (self.diagnosis is not None and self.diagnosis.kind != "lag")
 
     def record(self, logs: dict[str, float]) -> None:
         """Append an epoch to the history, keep its weights if it is the best so far, and save the state."""
@@ -128,7 +133,7 @@ class NeuralNetwork:
             UserError: the file is not of this model.
         """
         try:
-            with np.load(self.file, allow_pickle=False) as saved:
+            with open(self.file, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
                 self.history = json.loads(str(saved["history"]))
                 parts = {
                     part: [saved[f"{part}_{i}"] for i in range(sum(name.startswith(part) for name in saved.files))]
@@ -139,7 +144,7 @@ class NeuralNetwork:
             for variable, value in zip(self.model.optimizer.variables, parts["optimizer"], strict=True):
                 variable.assign(value)
             self.best_weights = parts["best"]
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise UserError(
                 f"{self.file} can't be resumed ({error}); remove it, or resume with the same recipe"
             ) from error
@@ -175,10 +180,8 @@ class _Epochs(tf.keras.callbacks.Callback):
         figures = f"loss {logs['loss']:.4f}  {monitor} {logs[monitor]:.4f}"
         tqdm.write(f"{name} {epoch + 1}/{self.epochs}  {figures}  {seconds:.0f} s{best}")
         known, self.network.diagnosis = self.network.diagnosis, self.watch(self.network.epochs())
-        if self.network.diagnosis:
-            if known is None or known.kind != self.network.diagnosis.kind:
-                tqdm.write(f"{name}: {self.network.diagnosis.message}")
-            self.model.stop_training = self.network.diagnosis.kind != "lag"
+        if self.network.diagnosis and (known is None or known.kind != self.network.diagnosis.kind):
+            tqdm.write(f"{name}: {self.network.diagnosis.message}")
+        self.model.stop_training = self.network.finished(self.patience)
         if self.network.out_of_patience(self.patience):
-            self.model.stop_training = True
             tqdm.write(f"{name}: stopped, {self.patience} epochs without a better {monitor}")
