@@ -137,6 +137,27 @@ def build_embedding(config: Embedding, image_size: int, weights: list[np.ndarray
     return tf.keras.Model(backbone.input, x, name="embedding_network")
 
 
+class ResumableDropout(layers.Layer):
+    """Dropout whose random state is a weight, so that a resumed run goes on as it would have; for training only.
+
+    Keras's own keeps it out of reach, inside the operation.
+    """
+
+    def __init__(self, rate: float, **options):
+        super().__init__(**options)
+        self.rate = rate
+
+    def build(self, shape):
+        start = tf.keras.initializers.RandomUniform(0, 2**31 - 1)
+        self.state = self.add_weight("state", (2,), tf.int32, start, trainable=False)
+        super().build(shape)
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        return tf.nn.experimental.stateless_dropout(x, self.rate, seed=self.state.assign_add([0, 1]))
+
+
 def build_classifier(config: Classifier, embedding_size: int) -> tf.keras.Model:
     """Embeddings [B, D] of unit length -> probability of melanoma [B, 1] float32.
 
@@ -149,7 +170,7 @@ def build_classifier(config: Classifier, embedding_size: int) -> tf.keras.Model:
         x = layers.Dense(units, dtype="float32", name=f"classifier_{index}")(x)
         x = (layers.LeakyReLU if config.leaky else layers.ReLU)(dtype="float32", name=f"classifier_{index}_active")(x)
         if config.dropout:
-            x = layers.Dropout(config.dropout, seed=index, dtype="float32", name=f"classifier_{index}_dropout")(x)
+            x = ResumableDropout(config.dropout, dtype="float32", name=f"classifier_{index}_dropout")(x)
     x = layers.Dense(config.outputs, dtype="float32", name="logits")(x)
     if config.outputs == 2:
         difference = tf.keras.initializers.Constant([[-1.0], [1.0]])
@@ -161,10 +182,11 @@ def build_classifier(config: Classifier, embedding_size: int) -> tf.keras.Model:
 
 
 def join(embedding: tf.keras.Model, classifier: tf.keras.Model) -> tf.keras.Model:
-    """One flat model: images [B, S, S, 3] in 0..255 -> probability [B, 1]. Shares both models' layers."""
+    """One flat model: images [B, S, S, 3] in 0..255 -> probability [B, 1]. Shares both models' layers but dropout."""
     x = embedding.output
     for layer in classifier.layers[1:]:
-        x = layer(x)
+        if not isinstance(layer, ResumableDropout):
+            x = layer(x)
     return tf.keras.Model(embedding.input, x, name="siamese_melanoma_classifier")
 
 

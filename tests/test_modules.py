@@ -124,7 +124,8 @@ def test_the_config_chooses_the_scaling():
 def test_the_joined_model_is_flat_and_of_kerass_own_layers(backbone):
     size = 32 if backbone != "inception_v3" else 75
     config = replace(SMALL, backbone=backbone, batch_norm_momentum=0.8)
-    model = modules.join(modules.build_embedding(config, size), modules.build_classifier(Classifier(outputs=2), 8))
+    classifier = modules.build_classifier(Classifier(outputs=2, dropout=0.4, leaky=True), 8)
+    model = modules.join(modules.build_embedding(config, size), classifier)
     for layer in model.layers:
         assert not isinstance(layer, tf.keras.Model), layer.name
         assert getattr(tf.keras.layers, type(layer).__name__, None) is type(layer), layer
@@ -251,8 +252,22 @@ def test_the_classifier_gives_one_probability(outputs):
     assert (values.shape, values.dtype) == ((6, 1), np.float32)
     assert ((values > 0) & (values < 1)).all()
     assert [layer.units for layer in model.layers if isinstance(layer, tf.keras.layers.Dense)][:2] == [7, 5]
-    assert sum(isinstance(layer, tf.keras.layers.Dropout) for layer in model.layers) == 2
     np.testing.assert_array_equal(model(embeddings_of(), training=False), values)
+
+
+def test_dropout_drops_its_share_anew_at_each_step_and_keeps_the_mean():
+    layer = modules.ResumableDropout(0.4)
+    ones = np.ones((100, 100), np.float32)
+    first, second = (layer(ones, training=True).numpy() for _ in range(2))
+    np.testing.assert_array_equal(layer(ones), ones)
+    for dropped in (first, second):
+        assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.6)}
+        assert dropped.mean() == pytest.approx(1, abs=0.03)
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] == pytest.approx(0, abs=0.05)
+    other = modules.ResumableDropout(0.4)
+    assert not np.array_equal(other(ones, training=True), first)
+    other.set_weights([layer.get_weights()[0] - [0, 2]])
+    np.testing.assert_array_equal(other(ones, training=True), first)
 
 
 def test_leaky_units_pass_what_relu_stops():
