@@ -1,0 +1,276 @@
+"""Training: it learns, ends at the best epoch, stops when told to, and a cut changes nothing."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import modules
+from dataset import vector_batches
+from Modules import runtime
+from Modules.cli import UserError
+from Modules.config import Classifier
+from Modules.metric_learning.collapse import Diagnosis
+from Modules.NeuralNetwork import NeuralNetwork
+
+rng = np.random.default_rng(0)
+VECTORS = rng.normal(size=(64, 4)).astype(np.float32)
+TARGETS = (VECTORS[:, 0] + VECTORS[:, 1] > 0).astype(np.float32)
+BATCH = 16
+
+
+class CutOffError(Exception):
+    """The power fails."""
+
+
+def network(folder, units=(8,), seed=0, dropout=0.0, **options):
+    runtime.set_seeds(seed)
+    model = modules.build_classifier(Classifier(units=units, dropout=dropout), 4)
+    return NeuralNetwork(model, "classifier", folder, tf.keras.losses.BinaryCrossentropy(), 0.03, **options)
+
+
+def stream(epoch):
+    return vector_batches(VECTORS, TARGETS, BATCH, 0, epoch)[0]
+
+
+def fit(net, epochs, validate, **options):
+    return net.fit(stream, len(VECTORS) // BATCH, epochs, validate, **options)
+
+
+class Script:
+    """Validation that says `values` in turn and remembers the weights it saw; it fails before epoch `cut`."""
+
+    def __init__(self, net, values, name="val_loss", cut=None):
+        self.net, self.values, self.name, self.cut = net, values, name, cut
+        self.seen = {}
+
+    def __call__(self):
+        epoch = self.net.epochs_done
+        if epoch == self.cut:
+            raise CutOffError
+        self.seen[epoch] = self.net.model.get_weights()
+        return {self.name: self.values[epoch]}
+
+
+def assert_same(one, other):
+    for value, wanted in zip(one, other, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+
+
+# --- Learning and the best epoch --------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_keeps_a_value_for_every_epoch(tmp_path):
+    net = network(tmp_path, metrics=modules.classifier_metrics())
+    history = fit(net, 15, lambda: {"val_loss": -float(net.epochs_done), "val_more": 1.0})
+    assert set(history) == {"loss", "accuracy", "precision", "recall", "f1_score", "val_loss", "val_more"}
+    assert {len(values) for values in history.values()} == {15}
+    assert history["loss"][-1] < history["loss"][0] / 2
+    assert history["accuracy"][-1] > 0.9
+    assert history["accuracy"][0] < history["accuracy"][-1]
+    assert net.epochs()[3] == {name: values[3] for name, values in history.items()}
+    assert net.best_epoch == 14
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "best"),
+    [
+        ("min", [0.9, 0.3, 0.5, 0.4], 1),
+        ("max", [0.1, 0.3, 0.9, 0.4], 2),
+        ("min", [0.5, 0.2, 0.2, 0.2], 1),
+        ("max", [0.5, 0.5, 0.1, 0.5], 0),
+        ("min", [np.nan, 0.7, np.nan, 0.8], 1),
+        ("max", [np.inf, 0.7, -np.inf, 0.8], 3),
+        ("min", [np.nan] * 4, 0),
+    ],
+)
+def test_the_best_epoch_is_the_first_with_the_best_finite_value(tmp_path, mode, values, best):
+    net = network(tmp_path, monitor="val_score", mode=mode)
+    net.history = {"loss": [0.0] * 4, "val_score": values}
+    assert net.best_epoch == best
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 2)])
+def test_it_ends_at_the_weights_of_the_best_epoch(tmp_path, mode, best):
+    net = network(tmp_path, monitor="val_score", mode=mode)
+    script = Script(net, [0.5, 0.2, 0.9, np.nan], "val_score")
+    fit(net, 4, script)
+    assert net.best_epoch == best
+    assert_same(net.model.get_weights(), script.seen[best])
+    assert not np.array_equal(script.seen[1][0], script.seen[2][0])
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "epochs"),
+    [
+        ([3, 2, 2, 2, 1, 0, 0], 2, 4),  # equal is not better
+        ([3, 2, 4, 1, 4, 4, 4], 2, 6),
+        ([1, 2, 3, 4, 5, 6, 7], 1, 2),
+        ([1, 2, 3, 4, 5, 6, 7], 0, None),
+        ([np.nan] * 7, 3, 4),
+        ([7, 6, 5, 4, 3, 2, 1], 1, None),
+    ],
+)
+def test_patience_is_out_after_so_many_epochs_without_a_better_one(tmp_path, values, patience, epochs):
+    net = network(tmp_path)
+    out = []
+    for done in range(8):
+        net.history = {"val_loss": values[:done]}
+        if net.out_of_patience(patience):
+            out.append(done)
+    assert (out[0] if out else None) == epochs
+
+
+def test_without_patience_it_stops(tmp_path, capsys):
+    net = network(tmp_path)
+    fit(net, 7, Script(net, [3, 2, 2, 4, 1, 0, 0]), patience=2)
+    assert net.epochs_done == 4
+    assert "stopped, 2 epochs without a better val_loss" in capsys.readouterr().out
+
+
+def test_callbacks_see_what_validation_says(tmp_path):
+    net, seen = network(tmp_path), []
+    fit(
+        net, 2, Script(net, [0.5, 0.25]),
+        callbacks=(tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append((epoch, logs))),),
+    )  # fmt: skip
+    assert [(epoch, logs["val_loss"]) for epoch, logs in seen] == [(0, 0.5), (1, 0.25)]
+    assert [logs["loss"] for _, logs in seen] == net.history["loss"]
+
+
+# --- The watch --------------------------------------------------------------------------------------------------------
+
+
+def found_from(epoch, kind):
+    return lambda epochs: Diagnosis(kind, len(epochs), f"{kind} it is") if len(epochs) >= epoch else None
+
+
+def test_what_the_watch_finds_ends_it_and_is_said(tmp_path, capsys):
+    net = network(tmp_path)
+    fit(net, 5, Script(net, [5, 4, 3, 2, 1]), watch=found_from(3, "collapse"))
+    assert net.epochs_done == 3
+    assert net.diagnosis.kind == "collapse"
+    assert "collapse it is" in capsys.readouterr().out
+
+
+def test_a_lag_is_said_once_and_training_goes_on(tmp_path, capsys):
+    net = network(tmp_path)
+    fit(net, 5, Script(net, [5, 4, 3, 2, 1]), watch=found_from(2, "lag"))
+    assert net.epochs_done == 5
+    assert capsys.readouterr().out.count("lag it is") == 1
+
+
+# --- Cut off and resumed ----------------------------------------------------------------------------------------------
+
+VALUES = [0.9, 0.4, 0.6, 0.5, 0.3, 0.7]
+
+
+def full_network(folder, seed=0):
+    """With all that has a state of its own: dropout, metrics."""
+    return network(folder, dropout=0.4, seed=seed, metrics=modules.classifier_metrics())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What was trained without a cut."""
+    net = full_network(tmp_path_factory.mktemp("whole"))
+    fit(net, 6, Script(net, VALUES))
+    return net
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_cut_changes_nothing(tmp_path, whole, cut):
+    first = full_network(tmp_path)
+    with pytest.raises(CutOffError):
+        fit(first, 6, Script(first, VALUES, cut=cut))
+    second = full_network(tmp_path, seed=1)  # another seed: nothing of a new start may show in what follows
+    script = Script(second, VALUES)
+    fit(second, 6, script, resume=True)
+    assert list(script.seen) == list(range(cut, 6))
+    assert second.history == whole.history
+    assert second.best_epoch == 4
+    assert_same(second.model.get_weights(), whole.model.get_weights())
+    optimizers = ([variable.numpy() for variable in net.model.optimizer.variables] for net in (second, whole))
+    assert_same(*optimizers)
+
+
+def test_a_cut_while_the_state_is_written_leaves_the_epoch_before(tmp_path, monkeypatch):
+    net = network(tmp_path)
+    fit(net, 2, Script(net, VALUES))
+    before = net.file.read_bytes()
+
+    def cut(stream, **arrays):
+        stream.write(b"half")
+        raise CutOffError
+
+    monkeypatch.setattr(np, "savez", cut)
+    with pytest.raises(CutOffError):
+        net.save()
+    assert net.file.read_bytes() == before
+
+
+def test_a_finished_run_resumed_trains_no_more(tmp_path):
+    net = network(tmp_path)
+    fit(net, 3, Script(net, VALUES))
+    again = network(tmp_path, seed=1)
+    fit(again, 3, Script(again, VALUES, cut=3), resume=True)
+    assert_same(again.model.get_weights(), net.model.get_weights())
+
+
+@pytest.mark.parametrize("ended", [{"patience": 2}, {"watch": found_from(4, "collapse")}])
+def test_a_run_that_was_ended_stays_ended(tmp_path, ended):
+    net = network(tmp_path)
+    fit(net, 6, Script(net, VALUES), **ended)
+    assert net.epochs_done == 4
+    again = network(tmp_path, seed=1)
+    fit(again, 6, Script(again, VALUES, cut=4), resume=True, **ended)
+    assert again.history == net.history
+    assert_same(again.model.get_weights(), net.model.get_weights())
+
+
+def test_more_epochs_can_be_asked_for(tmp_path, whole):
+    net = full_network(tmp_path)
+    fit(net, 2, Script(net, VALUES))
+    again = full_network(tmp_path, seed=1)
+    fit(again, 6, Script(again, VALUES), resume=True)
+    assert_same(again.model.get_weights(), whole.model.get_weights())
+
+
+def test_without_resume_it_starts_anew(tmp_path):
+    net = network(tmp_path)
+    fit(net, 2, Script(net, VALUES))
+    again = network(tmp_path)
+    fit(again, 2, Script(again, VALUES))
+    assert again.history == net.history
+
+
+def test_resume_without_a_state_starts_at_the_beginning(tmp_path):
+    net = network(tmp_path)
+    fit(net, 2, Script(net, VALUES), resume=True)
+    assert net.epochs_done == 2
+
+
+def of_another_shape(folder):
+    net = network(folder, units=(9,))
+    fit(net, 1, Script(net, VALUES))
+
+
+def no_state(folder):
+    (folder / "state-classifier.npz").write_text("no state")
+
+
+def empty(folder):
+    (folder / "state-classifier.npz").touch()
+
+
+def cut_short(folder):
+    net = network(folder)
+    fit(net, 1, Script(net, VALUES))
+    net.file.write_bytes(net.file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("write", [of_another_shape, no_state, empty, cut_short])
+def test_a_state_of_something_else_is_refused(tmp_path, write):
+    write(tmp_path)
+    net = network(tmp_path)
+    with pytest.raises(UserError, match=r"state-classifier\.npz can't be resumed .*same recipe"):
+        fit(net, 2, Script(net, VALUES), resume=True)
