@@ -60,7 +60,7 @@ def classifier_figures(model: tf.keras.Model, embeddings: np.ndarray, targets: n
     hits = (malignant & called).sum()
     precision, recall = hits / max(called.sum(), 1), hits / max(malignant.sum(), 1)
     return {
-        "val_loss": (losses[malignant].mean() + losses[~malignant].mean()) / 2,
+        "val_loss": np.mean([losses[rows].mean() for rows in (malignant, ~malignant) if rows.any()]),
         "val_accuracy": (malignant == called).mean(),
         "val_precision": precision,
         "val_recall": recall,
