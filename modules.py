@@ -51,6 +51,10 @@ def preprocess(images: tf.Tensor, scaling: str) -> tf.Tensor:
     )(images)
 
 
+class DownloadError(UserError):
+    """The published weights can't be had from here."""
+
+
 def weights_file(weights: str, backbone: str) -> str | None:
     """What `--weights` means for a backbone: `imagenet`, None (random), or the path of a file.
 
@@ -81,7 +85,7 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
         return BACKBONES[backbone][0](include_top=False, weights=source).get_weights()
     except Exception as error:  # urllib, h5py and Keras each raise their own
         if source == "imagenet":
-            raise UserError(
+            raise DownloadError(
                 f"ImageNet weights of {backbone} can't be downloaded. Three ways out: connect and retry; "
                 f"--weights PATH, a file or a folder with {backbone}_notop.weights.h5, fetched elsewhere; "
                 "--weights none, random ones"
@@ -203,7 +207,7 @@ def classifier_metrics() -> list[tf.keras.metrics.Metric]:
 def save(model: tf.keras.Model, file: Path) -> None:
     """Write `model`, without loss and optimizer, in one step: the former file stays until the new one is whole."""
     partial = file.with_name("partial.keras")
-    model.save(partial)
+    tf.keras.Model(model.input, model.output, name=model.name).save(partial)
     partial.replace(file)
 
 
@@ -219,5 +223,5 @@ def load(file: Path) -> tf.keras.Model:
         model = tf.keras.models.load_model(file, compile=False, safe_mode=True)
         model.get_layer("embedding")
     except Exception as error:  # a file of any content can fail anywhere in Keras
-        raise UserError(f"{file} is no model that train.py wrote ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{file} is no model that train.py wrote ({error})") from error
     return model

@@ -14,6 +14,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import modules
 from dataset import vector_batches
 from Modules import runtime
 from Modules.evaluation import figures, report
@@ -94,7 +95,7 @@ def warm_up(folder: Path, seed: int, resume: bool = False) -> dict:
 
     known, embeddings = (network.model.predict(part, batch_size=1024, verbose=0) for part in (training, test[0]))
     quality = embedding_quality(embeddings, test[1], None, reference=(known, targets, None))
-    network.model.save(folder / "embedding.keras")
+    modules.save(network.model, folder / "embedding.keras")
     pictures = {
         "curves": figures.learning_curves(network.history, f"Embedding of {name}", network.best_epoch + 1),
         "tsne": figures.tsne(embeddings[:SHOWN], test[1][:SHOWN], f"Test set of {name}", class_names="0123456789"),
