@@ -4,6 +4,7 @@ Every network is flat and made of Keras's own layers with plain parameters, prep
 file opens in any Keras with `safe_mode` on and without this code.
 """
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ BACKBONES = {
     "resnet50": (tf.keras.applications.ResNet50, "caffe"),
     "mobilenet": (tf.keras.applications.MobileNet, "-1..1"),
 }
+PATIENCE = 20  # seconds that a server may stay silent
 SCALINGS = ("own", "0..1", "-1..1", "caffe")
 
 
@@ -81,6 +83,8 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
     source = weights_file(weights, backbone)
     if source is None:
         return None
+    former = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)  # Keras sets none
     try:
         return BACKBONES[backbone][0](include_top=False, weights=source).get_weights()
     except Exception as error:  # urllib, h5py and Keras each raise their own
@@ -91,6 +95,8 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
                 "--weights none, random ones"
             ) from error
         raise UserError(f"--weights {source}: not weights of {backbone} without its top ({error})") from error
+    finally:
+        socket.setdefaulttimeout(former)
 
 
 def build_backbone(config: Embedding, image_size: int, weights: list[np.ndarray] | None = None) -> tf.keras.Model:

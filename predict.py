@@ -52,13 +52,17 @@ def load_facts(checkpoint: Path) -> dict:
     """The JSON beside a checkpoint.
 
     Raises:
-        UserError: it is missing or no JSON.
+        UserError: it is missing, or not what train.py writes.
     """
     file = checkpoint.with_suffix(".json")
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"can't read {file}, which train.py writes beside the model ({error})") from None
+        facts = json.loads(file.read_text())
+        Data(**facts["config"]["data"])
+        facts["in_distribution"]["lowest_similarity"], facts["threshold"], facts["data"], facts["fold"]
+        facts["manifest_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"can't use {file}, which train.py writes beside the model ({error!r})") from None
+    return facts
 
 
 def evaluate(options: argparse.Namespace, model, facts: dict, gallery: dict) -> None:
@@ -112,10 +116,9 @@ def read_batches(files: list[Path], size: int) -> Iterator[list[tuple[Path, np.n
             yield [future.result() for future in batch]
 
 
-def score_files(options: argparse.Namespace, model, facts: dict, gallery: dict) -> Iterator[dict]:
+def score_files(options: argparse.Namespace, files: list[Path], model, facts: dict, gallery: dict) -> Iterator[dict]:
     """One row of COLUMNS for every file; memory does not grow with their number."""
     run = scoring.compiled(scoring.with_embedding(model))
-    files = find_images(options.paths)
     threshold, lowest = facts["threshold"], facts["in_distribution"]["lowest_similarity"]
     with tqdm(total=len(files), desc="score", unit="image", leave=False, ncols=80, disable=None) as bar:
         for batch in read_batches(files, facts["config"]["data"]["image_size"]):
@@ -128,7 +131,7 @@ def score_files(options: argparse.Namespace, model, facts: dict, gallery: dict) 
                 scores = zip(probability[:, 0], positions, similarity, strict=True)
             for file, picture in batch:
                 if isinstance(picture, ImageError):
-                    yield dict.fromkeys(COLUMNS, "") | {"path": file, "error": picture}
+                    yield dict.fromkeys(COLUMNS, "") | {"path": file, "error": str(picture).removeprefix(f"{file}: ")}
                     continue
                 value, nearest, cosines = next(scores)
                 yield dict.fromkeys(COLUMNS, "") | {
@@ -144,33 +147,45 @@ def score_files(options: argparse.Namespace, model, facts: dict, gallery: dict) 
                 }
 
 
-def main() -> None:
-    options = parse()
-    model = modules.load(options.checkpoint)
-    facts = load_facts(options.checkpoint)
-    gallery = scoring.read_gallery(options.checkpoint.with_name("gallery.npz"))
-    if not options.paths:
-        evaluate(options, model, facts, gallery)
-        return
-
-    read = malignant = count = 0
-    partial = options.output.with_name(options.output.name + ".partial")
+def write_rows(rows: Iterator[dict], output: Path) -> tuple[int, int, int]:
+    """Write `rows` to `output`, which appears when it is complete, and show the first; counts of all, read, malignant."""
+    count = read = malignant = 0
+    partial = output.with_name(output.name + ".partial")
     try:
         with open(partial, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            for row in score_files(options, model, facts, gallery):
+            for row in rows:
                 writer.writerow(row)
                 count, read = count + 1, read + (not row["error"])
                 malignant += row["prediction"] == LABELS[1]
                 if count <= SHOWN:
                     print_row(row)
-        partial.replace(options.output)
+        partial.replace(output)
     except OSError as error:
-        raise UserError(f"can't write {options.output} ({error.strerror}): choose another file with --output") from None
+        raise UserError(f"can't write {output} ({error.strerror}): choose another file with --output") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return count, read, malignant
+
+
+def main() -> None:
+    options = parse()
+    files = find_images(options.paths) if options.paths else []
+    if options.output.is_dir():
+        raise UserError(f"--output {options.output} is a folder: expected a file")
+    model = modules.load(options.checkpoint)
+    facts = load_facts(options.checkpoint)
+    gallery = scoring.read_gallery(options.checkpoint.with_name("gallery.npz"))
+    if gallery["embeddings"].shape[1] != model.get_layer("embedding").output_shape[1]:
+        raise UserError(f"the gallery beside {options.checkpoint} is of another model: put its own there")
+    if not files:
+        evaluate(options, model, facts, gallery)
+        return
+    count, read, malignant = write_rows(score_files(options, files, model, facts, gallery), options.output)
     if count > SHOWN:
         print(f"... and {count - SHOWN} more")
-    print(f"{read} of {count} pictures scored, {malignant} called malignant; table in {options.output}")
+    print(f"{read} of {count} pictures scored, {malignant} called malignant; see {options.output}")
     if not read:
         raise UserError(f"none of {count} pictures could be read; {options.output} says why")
 

@@ -44,9 +44,11 @@ class NeuralNetwork:
         monitor: str = "val_loss",
         mode: str = "min",
         metrics: tuple = (),
+        identity: dict | None = None,
     ):
         self.model, self.name, self.monitor, self.mode = model, name, monitor, mode
         self.file = Path(folder) / f"state-{name}.npz"
+        self.identity = json.loads(json.dumps(identity or {}))  # as it will be read back
         self.history: dict[str, list[float]] = {}
         self.best_weights: list[np.ndarray] = []
         self.diagnosis: Diagnosis | None = None  # what the watch last found wrong
@@ -62,6 +64,10 @@ class NeuralNetwork:
         sign = 1 if self.mode == "min" else -1
         values = [sign * value if math.isfinite(value) else math.inf for value in self.history[self.monitor]]
         return values.index(min(values))
+
+    def best_figures(self) -> dict[str, float]:
+        """Validation's figures of the best epoch."""
+        return {name: values[self.best_epoch] for name, values in self.history.items() if name.startswith("val_")}
 
     def epochs(self) -> list[dict[str, float]]:
         """The history as one record an epoch."""
@@ -97,6 +103,10 @@ class NeuralNetwork:
                 verbose=0,
                 callbacks=[_Epochs(self, epochs, steps, validate, patience, watch), *callbacks],
             )
+        if not math.isfinite(self.history[self.monitor][self.best_epoch]):
+            raise UserError(
+                f"{self.name}: no epoch had a finite {self.monitor}; lower the learning rate or enlarge the batch"
+            )
         self.model.set_weights(self.best_weights)
         return self.history
 
@@ -121,7 +131,8 @@ class NeuralNetwork:
         arrays |= {f"best_{i}": value for i, value in enumerate(self.best_weights)}
         partial = self.file.with_suffix(".partial")
         with open(partial, "wb") as stream:
-            np.savez(stream, history=np.array(json.dumps(self.history)), **arrays)
+            facts = {"history": json.dumps(self.history), "identity": json.dumps(self.identity)}
+            np.savez(stream, **{name: np.array(text) for name, text in facts.items()}, **arrays)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(self.file)
@@ -130,24 +141,27 @@ class NeuralNetwork:
         """Take up the saved state.
 
         Raises:
-            UserError: the file is not of this model.
+            UserError: the file is damaged, or of another run: every value of `identity` must be what it was.
         """
         try:
             with open(self.file, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
-                self.history = json.loads(str(saved["history"]))
+                former, self.history = (json.loads(str(saved[name])) for name in ("identity", "history"))
                 parts = {
                     part: [saved[f"{part}_{i}"] for i in range(sum(name.startswith(part) for name in saved.files))]
                     for part in ("model", "optimizer", "best")
                 }
+            changed = [name for name, value in self.identity.items() if former.get(name) != value]
+            if changed:
+                raise UserError(
+                    f"{self.file} is of a run with another {', '.join(changed)}: resume with the same options"
+                )
             self.model.set_weights(parts["model"])
             self.model.optimizer.build(self.model.trainable_variables)
             for variable, value in zip(self.model.optimizer.variables, parts["optimizer"], strict=True):
                 variable.assign(value)
             self.best_weights = parts["best"]
         except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
-            raise UserError(
-                f"{self.file} can't be resumed ({error}); remove it, or resume with the same recipe"
-            ) from error
+            raise UserError(f"{self.file} can't be resumed ({error}); remove it to start anew") from error
 
 
 class _Epochs(tf.keras.callbacks.Callback):

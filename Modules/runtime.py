@@ -28,11 +28,10 @@ def claim(folder: Path, resume: bool) -> None:
         raise UserError(
             f"can't write to {folder} ({error.strerror}): choose another folder with --checkpoints"
         ) from None
-    unfinished = sorted(folder.glob("state-*.npz"))
+    unfinished = sorted(map(str, folder.glob("state-*.npz")))
     if unfinished and not resume:
-        raise UserError(
-            f"{folder} holds a run that was cut off: --resume goes on with it, removing {unfinished[0]} forgets it"
-        )
+        files = " and ".join(unfinished)
+        raise UserError(f"{folder} holds a run that was cut off: --resume goes on with it; remove {files} to forget it")
 
 
 class Stopwatch:

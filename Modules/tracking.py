@@ -4,43 +4,50 @@
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from Modules.cli import UserError, nearest
+from Modules.cli import UserError
 
 PROJECT = "siamese-melanoma-classifier"
 MODES = ("auto", "online", "offline", "disabled")
 
 
 def start(mode: str, config: dict, name: str):
-    """A W&B run with one axis of epochs for each stage.
+    """A W&B run with one axis of epochs for each stage; `mode` is one of MODES.
 
     Raises:
-        UserError: unknown mode, or `online` without a key.
+        UserError: `online` without a key.
     """
-    if mode not in MODES:
-        raise UserError(f"unknown --wandb {mode!r}: {nearest(mode, MODES)}")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B reports its own crashes, key or no key
     import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")
-    if mode != "disabled":
-        key = wandb.api.api_key
-        if mode == "online" and not key:
-            raise UserError("--wandb online needs a key: run `wandb login` first, or use --wandb offline")
-        mode = mode if mode != "auto" else "online" if key else "offline"
-    run = wandb.init(project=PROJECT, name=name, config=config, mode=mode, settings=wandb.Settings(console="off"))
+    if mode == "online" and not wandb.api.api_key:
+        raise UserError("--wandb online needs a key: run `wandb login` first, or use --wandb offline")
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    settings = {"project": PROJECT, "name": name, "config": config, "settings": wandb.Settings(console="off")}
+    try:
+        run = wandb.init(mode=mode, **settings)
+    except wandb.errors.CommError:
+        print("Warning: Weights & Biases can't be reached; the run is kept in wandb/ instead.")
+        run = wandb.init(mode="offline", **settings)
     for stage in ("embedding", "classifier"):
         run.define_metric(f"{stage}/epoch")
         run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")
     return run
 
 
-def callbacks(run, stage: str, folder: Path) -> tuple:
+def callbacks(run, stage: str, folder: Path, resume: bool) -> tuple:
     """What puts a stage's epochs into W&B and TensorBoard."""
-    board = tf.keras.callbacks.TensorBoard(str(folder / "tensorboard" / stage), write_graph=False)
+    curves = folder / "tensorboard" / stage
+    if not resume:
+        shutil.rmtree(curves, ignore_errors=True)  # a former run's would be drawn over these
+    board = tf.keras.callbacks.TensorBoard(str(curves), write_graph=False)
     return _LogEpochs(run, stage), board
 
 

@@ -28,7 +28,15 @@ def test_every_input_gets_a_row_also_the_unreadable(trained, balanced, tmp_path)
     (folder / "notes.txt").write_text("no picture by its suffix")
     said = run("predict.py", tmp_path / "inbox", "gone.png", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
     table = pd.read_csv(tmp_path / "predictions.csv")
-    assert list(table.columns) == "path probability prediction threshold in_distribution neighbours error".split()
+    assert list(table.columns) == [
+        "path",
+        "probability",
+        "prediction",
+        "threshold",
+        "in_distribution",
+        "neighbours",
+        "error",
+    ]
     assert [path.split("/")[-1] for path in table["path"]] == ["lesion.jpg", "text.jpg", "gone.png"]
     assert table["error"].notna().tolist() == [False, True, True]
     assert table["probability"].isna().tolist() == [False, True, True]
@@ -89,6 +97,10 @@ def test_scores_are_those_of_the_test_split(trained, balanced, tmp_path):
     test = select(load_manifest(balanced), "test", full=True)
     run("predict.py", balanced / "test", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
     table = pd.read_csv(tmp_path / "predictions.csv")
-    called = dict(zip(table["path"].map(lambda path: path.split("/")[-1][:-4]), table["probability"] >= 0.5, strict=True))
-    right = np.mean([called[name] == bool(target) for name, target in zip(test["isic_id"], test["target"], strict=True)])
+    called = dict(
+        zip(table["path"].map(lambda path: path.split("/")[-1][:-4]), table["probability"] >= 0.5, strict=True)
+    )
+    right = np.mean(
+        [called[name] == bool(target) for name, target in zip(test["isic_id"], test["target"], strict=True)]
+    )
     assert right == json.loads((trained / "best_epoch.json").read_text())["test_full"]["accuracy"]

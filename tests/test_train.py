@@ -15,9 +15,31 @@ from Modules.data.images import read_image
 from Modules.data.manifest import manifest_sha256
 from tests.commands import ROOT, fails, run
 
-TEST_KEYS = """n n_malignant accuracy precision recall f1 confusion_matrix roc_auc roc_auc_ci95 average_precision
-    pauc_above_80_tpr sensitivity_at_90_specificity specificity_at_90_sensitivity brier ece""".split()
-EMBEDDING_KEYS = "recall_at_1 knn_roc_auc silhouette mean_positive_distance mean_negative_distance collapsed".split()
+TEST_KEYS = [
+    "n",
+    "n_malignant",
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "confusion_matrix",
+    "roc_auc",
+    "roc_auc_ci95",
+    "average_precision",
+    "pauc_above_80_tpr",
+    "sensitivity_at_90_specificity",
+    "specificity_at_90_sensitivity",
+    "brier",
+    "ece",
+]
+EMBEDDING_KEYS = [
+    "recall_at_1",
+    "knn_roc_auc",
+    "silhouette",
+    "mean_positive_distance",
+    "mean_negative_distance",
+    "collapsed",
+]
 
 
 def test_the_json_holds_the_whole_contract(trained, balanced):
@@ -129,7 +151,9 @@ def test_the_full_data_set_trains_on_every_image(balanced, tmp_path):
 )
 def test_wrong_input_is_one_line_and_exit_code_2(arguments, named, balanced, tmp_path, monkeypatch, capsys):
     where = [] if "--data" in arguments else ["--data", balanced]
-    quick = ["--checkpoints", tmp_path / "checkpoints"] + (["--wandb", "disabled"] if "--wandb" not in arguments else [])
+    quick = ["--checkpoints", tmp_path / "checkpoints"] + (
+        ["--wandb", "disabled"] if "--wandb" not in arguments else []
+    )
     monkeypatch.chdir(tmp_path)
     assert named in fails("train", *arguments, *where, *quick, monkeypatch=monkeypatch, capsys=capsys)
 

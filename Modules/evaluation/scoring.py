@@ -17,7 +17,10 @@ from tqdm import tqdm
 
 from Modules.cli import UserError
 from Modules.evaluation.metrics import evaluate
+from Modules.metric_learning.collapse import CLOSE
 from Modules.metric_learning.quality import embedding_quality
+
+BLOCK = 256  # embeddings compared with the whole gallery at once
 
 
 def compiled(model: tf.keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
@@ -58,6 +61,11 @@ def both_views(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {"test": table["balanced"].to_numpy(bool), "test_full": np.ones(len(table), bool)}
 
 
+def units(table: pd.DataFrame) -> pd.Series:
+    """What intervals resample: patients, or, where the patient is unknown, what belongs together."""
+    return table["patient_id"].fillna(table["group"])
+
+
 def evaluate_split(
     table: pd.DataFrame, probability: np.ndarray, embeddings: np.ndarray, gallery: dict, threshold: float
 ) -> dict[str, dict]:
@@ -69,8 +77,9 @@ def evaluate_split(
     known = (gallery["embeddings"].astype(np.float32), gallery["targets"], gallery["groups"])
     results = {}
     for view, rows in both_views(table).items():
-        results[view] = evaluate(targets[rows], probability[rows], threshold, table["patient_id"][rows])
-        results[view]["embedding"] = embedding_quality(embeddings[rows], targets[rows], groups[rows], known)
+        results[view] = evaluate(targets[rows], probability[rows], threshold, units(table)[rows])
+        quality = embedding_quality(embeddings[rows], targets[rows], groups[rows], known)
+        results[view]["embedding"] = quality | {"collapsed": quality["mean_negative_distance"] < CLOSE}
     return results
 
 
@@ -79,13 +88,15 @@ def logistic_baseline(
 ) -> dict[str, dict]:
     """The plain classifier: logistic regression on features [N, F] of the untrained backbone; `test` and `test_full`.
 
-    Its penalty is chosen by cross-validation inside `train`, in groups like the split.
+    Its penalty is chosen by cross-validation inside `train`, in groups like the split; both classes weigh alike, as in
+    the network's batches.
     """
     folds = GroupKFold(min(5, train["group"].nunique())).split(features, train["target"], train["group"])
     regression = LogisticRegressionCV(
         Cs=np.logspace(-5, 1, 7),
         cv=list(folds),
-        scoring="neg_log_loss",
+        scoring="roc_auc",
+        class_weight="balanced",
         max_iter=2000,
         l1_ratios=(0.0,),
         use_legacy_attributes=False,
@@ -94,23 +105,20 @@ def logistic_baseline(
     probability = classifier.predict_proba(test_features)[:, 1]
     targets = test["target"].to_numpy()
     return {
-        view: evaluate(targets[rows], probability[rows], threshold, test["patient_id"][rows])
+        view: evaluate(targets[rows], probability[rows], threshold, units(test)[rows])
         for view, rows in both_views(test).items()
     }
 
 
 def write_gallery(file: Path, table: pd.DataFrame, embeddings: np.ndarray) -> None:
     """The known lesions: embeddings float16 [N, D] of unit length with their ids, groups and targets."""
-    partial = file.with_suffix(".partial")
-    with open(partial, "wb") as stream:
-        np.savez(
-            stream,
-            embeddings=embeddings.astype(np.float16),
-            ids=table["isic_id"].to_numpy(str),
-            groups=table["group"].to_numpy(str),
-            targets=table["target"].to_numpy(np.int8),
-        )
-    partial.replace(file)
+    np.savez(
+        file,
+        embeddings=embeddings.astype(np.float16),
+        ids=table["isic_id"].to_numpy(str),
+        groups=table["group"].to_numpy(str),
+        targets=table["target"].to_numpy(np.int8),
+    )
 
 
 def read_gallery(file: Path) -> dict[str, np.ndarray]:
@@ -130,6 +138,14 @@ def read_gallery(file: Path) -> dict[str, np.ndarray]:
 
 def nearest_known(embeddings: np.ndarray, gallery: dict, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k lesions most similar to each embedding, nearest first: places in the gallery and cosines, both [N, k]."""
-    similarity = embeddings @ gallery["embeddings"].astype(np.float32).T
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(similarity, order, axis=1)
+    known = gallery["embeddings"].astype(np.float32)
+    k = min(k, len(known))
+    positions, cosines = [np.zeros((0, k), int)], [np.zeros((0, k), np.float32)]
+    for start in range(0, len(embeddings), BLOCK):
+        similarity = embeddings[start : start + BLOCK] @ known.T
+        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        values = np.take_along_axis(similarity, nearest, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        positions.append(np.take_along_axis(nearest, order, axis=1))
+        cosines.append(np.take_along_axis(values, order, axis=1))
+    return np.concatenate(positions), np.concatenate(cosines)

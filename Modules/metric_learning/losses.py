@@ -248,7 +248,7 @@ LOSSES: dict[str, Callable[..., tf.Tensor]] = {
 
 
 # The losses that are as large as their margin when all images lie on one point.
-AT_MARGIN = ("tfa-semi-hard", "semi-hard", "triplet-margin", "batch-hard")
+MARGIN_LOSSES = ("tfa-semi-hard", "semi-hard", "triplet-margin", "batch-hard")
 
 
 class MetricLoss(tf.keras.losses.Loss):

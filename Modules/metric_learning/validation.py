@@ -9,11 +9,11 @@ import tensorflow as tf
 from Modules.config import Embedding
 from Modules.evaluation.scoring import embed
 from Modules.metric_learning.collapse import Diagnosis, diagnose, embedding_statistics
-from Modules.metric_learning.losses import AT_MARGIN
+from Modules.metric_learning.losses import MARGIN_LOSSES, MetricLoss
 from Modules.metric_learning.quality import embedding_quality
 from Modules.metric_learning.sampling import shuffled
 
-NEIGHBOURS = ("recall_at_1", "knn_roc_auc")
+NEIGHBOURS = ("recall_at_1", "knn_accuracy", "knn_roc_auc")
 
 
 def embedding_figures(
@@ -43,10 +43,10 @@ def embedding_figures(
     return {f"val_{name}": np.nan if value is None else value for name, value in figures.items()}
 
 
-def watch(config: Embedding) -> Callable[[list[dict[str, float]]], Diagnosis | None]:
-    """What `NeuralNetwork.fit` asks after every epoch: is the embedding collapsing?"""
-    margin = config.margin if config.loss.split(",")[-1].strip() in AT_MARGIN else None
-    return lambda epochs: diagnose(epochs, margin)
+def watch(loss: MetricLoss, name: str) -> Callable[[list[dict[str, float]]], Diagnosis | None]:
+    """What `NeuralNetwork.fit` asks after every epoch: is the embedding that `loss` called `name` trains collapsing?"""
+    has_margin = all(part.strip() in MARGIN_LOSSES for part in name.split(","))
+    return lambda epochs: diagnose(epochs, float(loss.margin) if has_margin else None)
 
 
 def classifier_figures(model: tf.keras.Model, embeddings: np.ndarray, targets: np.ndarray) -> dict[str, float]:
