@@ -2,7 +2,7 @@
 
     python generate_balanced_dataset.py                              datasets/smaller -> datasets/balanced
     python generate_balanced_dataset.py --source DIR --output DIR    other folders
-    python generate_balanced_dataset.py --folds 5                    also folds, for train.py --fold all
+    python generate_balanced_dataset.py --folds 5                    also folds, for train.py --fold 0
     python generate_balanced_dataset.py --keep datasets/balanced     new pictures came; those known stay where they were
     python generate_balanced_dataset.py --keep splits/isic2020.csv   the canonical split of ISIC 2020
     python generate_balanced_dataset.py --external ../ham10000       more training data, from another source

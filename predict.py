@@ -148,7 +148,7 @@ def score_files(options: argparse.Namespace, files: list[Path], model, facts: di
 
 
 def write_rows(rows: Iterator[dict], output: Path) -> tuple[int, int, int]:
-    """Write `rows` to `output`, which appears when it is complete, and show the first; counts of all, read, malignant."""
+    """Write `rows` to `output`, which appears when complete, and show the first; counts of all, read, malignant."""
     count = read = malignant = 0
     partial = output.with_name(output.name + ".partial")
     try:
