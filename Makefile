@@ -8,18 +8,23 @@ ARGS ?=
 setup: .venv/.current
 
 .venv/.current: requirements.txt requirements-dev.txt constraints.txt
+	$(call environment,.venv,-r requirements.txt -r requirements-dev.txt -c constraints.txt)
+
+# environment DIR,REQUIREMENTS: a virtual environment of Python 3.11, by its own venv or by uv.
+define environment
+	@echo "Setting up $(1): a minute or two"
+	@rm -rf $(1)
 	@if command -v python3.11 >/dev/null && python3.11 -c 'import ensurepip' 2>/dev/null; then \
-	    python3.11 -m venv --clear .venv && \
-	    $(PYTHON) -m pip install --quiet --disable-pip-version-check \
-	        -r requirements.txt -r requirements-dev.txt -c constraints.txt; \
+	    python3.11 -m venv $(1); \
 	elif command -v uv >/dev/null; then \
-	    uv venv --quiet --clear --python 3.11 .venv && \
-	    uv pip install --quiet --python $(PYTHON) -r requirements.txt -r requirements-dev.txt -c constraints.txt; \
+	    uv venv --quiet --seed --python 3.11 $(1); \
 	else \
 	    echo "setup: Python 3.11 was not found; install python3.11 (with venv) or uv (https://docs.astral.sh/uv)" >&2; \
 	    exit 2; \
 	fi
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2)
 	@touch $@
+endef
 
 train: setup
 	$(PYTHON) train.py $(ARGS)
@@ -41,6 +46,4 @@ bench: setup .venv-peers/.current
 
 # The libraries that the benchmarks compare with; the product needs none of them.
 .venv-peers/.current: benchmarks/requirements.txt
-	python3.11 -m venv --clear .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	@touch $@
+	$(call environment,.venv-peers,-r benchmarks/requirements.txt)

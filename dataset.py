@@ -1,4 +1,4 @@
-"""From the manifest to batches: the only place where training, evaluation and prediction read pictures.
+"""From the manifest to batches: the only place where training and evaluation read pictures.
 
     manifest = load_manifest("datasets/balanced")
     table = select(manifest, "train")                     # the 50/50 set; full=True: every image

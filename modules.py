@@ -1,7 +1,7 @@
 """The networks: backbone -> dense -> unit-length embedding, the classifier on it, and the two joined.
 
 Every network is flat and made of Keras's own layers with plain parameters, preprocessing included, so that the saved
-file opens in any Keras with `safe_mode` on and without this code.
+file opens with `safe_mode` on and without this code.
 """
 
 import socket

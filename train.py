@@ -31,10 +31,10 @@ from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, wit
 from Modules.data.manifest import LABELS, manifest_sha256
 from Modules.data.synthetic import write_dataset
 from Modules.evaluation import report, scoring
+from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 from Modules.metric_learning.losses import make_loss, with_head
-from Modules.metric_learning.mnist import warm_up
 from Modules.metric_learning.sampling import oversampled
-from Modules.metric_learning.validation import classifier_figures, embedding_figures, watch
+from Modules.mnist import warm_up
 from Modules.NeuralNetwork import NeuralNetwork
 
 WORDS = ("full-dataset", "full-model", "mnist")

@@ -8,9 +8,10 @@ patient was drawn. A statistic that takes weights [R, N] then costs a few matrix
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pandas as pd
 from scipy.stats import norm
 from scipy.stats import t as student_t
+
+from Modules.metric_learning.sampling import group_codes
 
 LEVEL = 0.95
 ENOUGH = 0.9  # an interval needs at least this share of the resamples to be defined
@@ -23,12 +24,9 @@ def patient_codes(patients: Sequence | None, n: int) -> np.ndarray:
     """int64 [n], 0 .. number of patients - 1. An image without a patient (None, NaN) is a patient of its own."""
     if patients is None:
         return np.arange(n)
-    codes, known = pd.factorize(np.asarray(patients, dtype=object))
-    if len(codes) != n:
-        raise ValueError(f"patients has {len(codes)} entries, expected one for each of the {n} images")
-    alone = codes < 0
-    codes[alone] = len(known) + np.arange(alone.sum())
-    return codes
+    if len(patients) != n:
+        raise ValueError(f"patients has {len(patients)} entries, expected one for each of the {n} images")
+    return group_codes(patients)
 
 
 def bootstrap(statistic: Statistic, codes: np.ndarray, resamples: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from Modules.data.groups import find_duplicates, group_ids, equal_pairs, neighbours, pictures
+from Modules.data.groups import equal_pairs, find_duplicates, group_ids, neighbours, pictures
 
 
 def table(**columns):

@@ -13,7 +13,7 @@ from Modules.metric_learning.collapse import embedding_statistics
 from Modules.metric_learning.losses import make_loss
 from Modules.metric_learning.quality import embedding_quality
 from Modules.metric_learning.sampling import shuffled
-from Modules.metric_learning.validation import classifier_figures, embedding_figures, watch
+from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 
 CONFIG = Embedding(loss="semi-hard", margin=0.3)
 

@@ -29,7 +29,7 @@ EMBEDDING = 64  # dimensions
 MARGIN = 0.4  # as on lesions
 BATCH = 128  # images
 LEARNING_RATE = 1e-3  # of Adam
-STEPS = 1500  # training steps at most: 3 epochs of MNIST
+STEPS = 1500  # training steps at most, to a whole number of epochs: 4 of MNIST
 PATIENCE = 10  # epochs without a better validation
 HOST = "storage.googleapis.com"  # where tensorflow-datasets fetches MNIST
 SHOWN = 2000  # test images in the t-SNE
@@ -37,16 +37,18 @@ SHOWN = 2000  # test images in the t-SNE
 
 def load_images() -> tuple[str, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Name, training and test set: images float32 [N, 28, 28, 1] in 0..1, digits int [N]."""
-    try:
-        # Asked first, because tensorflow-datasets retries an unreachable host for minutes.
-        socket.create_connection((HOST, 443), timeout=5).close()
-        import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # takes seconds, and only this warm-up needs it
 
+    try:
+        if not tfds.builder("mnist", try_gcs=False).is_prepared():
+            # Asked first, because tensorflow-datasets retries an unreachable host for minutes.
+            socket.create_connection((HOST, 443), timeout=5).close()
         parts = tfds.as_numpy(tfds.load("mnist", split=["train", "test"], batch_size=-1, try_gcs=False))
         sets = [(part["image"] / np.float32(255), part["label"]) for part in parts]
         return "MNIST", *sets
-    except (OSError, tf.errors.OpError) as error:
-        print(f"MNIST can't be downloaded ({error}); using scikit-learn's digits instead.")
+    except (OSError, tf.errors.OpError, tfds.download.DownloadError) as error:
+        print(f"MNIST can't be downloaded ({error});")
+        print("using scikit-learn's digits instead.")
     images, digits = load_digits(return_X_y=True)
     images = np.stack([cv2.resize(image.reshape(8, 8) / 16, (SIZE, SIZE)) for image in images])[..., None]
     split = train_test_split(images.astype(np.float32), digits, test_size=0.2, stratify=digits, random_state=0)

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
-from Modules import runtime
+from Modules import mnist, runtime
 from Modules.cli import UserError
-from Modules.metric_learning import mnist
-from Modules.metric_learning.mnist import build_network, load_images, warm_up
 from Modules.metric_learning.quality import embedding_quality
+from Modules.mnist import build_network, load_images, warm_up
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,6 +20,7 @@ def _offline():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnist.socket, "create_connection", refuse)
+        patch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: False)
         yield
 
 
@@ -39,8 +40,6 @@ def test_digits_take_the_place_of_mnist_and_it_is_said(capsys):
 
 
 def test_mnist_is_brought_into_the_same_form(monkeypatch):
-    import tensorflow_datasets as tfds
-
     class Connection:
         def close(self):
             pass
