@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
@@ -88,10 +88,17 @@ def logistic_baseline(
 ) -> dict[str, dict]:
     """The plain classifier: logistic regression on features [N, F] of the untrained backbone; `test` and `test_full`.
 
-    Its penalty is chosen by cross-validation inside `train`, in groups like the split; both classes weigh alike, as in
-    the network's batches.
+    Its penalty is chosen by cross-validation inside `train`, in groups and stratified like the split; both classes
+    weigh alike, as in the network's batches.
+
+    Raises:
+        UserError: all images of a class in `train` are of one group.
     """
-    folds = GroupKFold(min(5, train["group"].nunique())).split(features, train["target"], train["group"])
+    groups = train.groupby("target")["group"].nunique().min()
+    if groups < 2:
+        raise UserError("the train split has one class of a single patient; expected 2 patients or more: add images")
+    # Not GroupKFold: a fold of one class has no ROC AUC, and then the first penalty would win whatever the others do.
+    folds = StratifiedGroupKFold(min(5, groups)).split(features, train["target"], train["group"])
     regression = LogisticRegressionCV(
         Cs=np.logspace(-5, 1, 7),
         cv=list(folds),
