@@ -1,6 +1,7 @@
 """The networks: rows of unit length, the backbone's own preprocessing, plain flat files, weights in their places."""
 
 import json
+import socket
 import zipfile
 from dataclasses import replace
 
@@ -212,13 +213,16 @@ def test_weights_of_another_network_are_refused(tmp_path):
         modules.pretrained("mobilenet", str(tmp_path / "any.weights.h5"))
 
 
-def test_a_failed_download_names_the_three_ways_out(monkeypatch):
+def test_a_failed_download_names_the_three_ways_out_and_does_not_wait_for_ever(monkeypatch):
     def unreachable(*_, **__):
+        assert 0 < socket.getdefaulttimeout() < 60
         raise OSError("URL fetch failure")
 
     monkeypatch.setitem(modules.BACKBONES, "mobilenet", (unreachable, "-1..1"))
-    with pytest.raises(UserError, match=r"connect and retry; --weights PATH, .*mobilenet_notop.*; --weights none"):
+    ways = r"connect and retry; --weights PATH, .*mobilenet_notop.*; --weights none"
+    with pytest.raises(modules.DownloadError, match=ways):
         modules.pretrained("mobilenet", "imagenet")
+    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize(

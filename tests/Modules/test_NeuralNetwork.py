@@ -120,6 +120,18 @@ def test_patience_is_out_after_so_many_epochs_without_a_better_one(tmp_path, val
     assert (out[0] if out else None) == epochs
 
 
+def test_no_finite_epoch_is_the_users_to_mend(tmp_path):
+    net = network(tmp_path)
+    with pytest.raises(UserError, match=r"classifier: no epoch had a finite val_loss; lower the learning rate"):
+        fit(net, 2, Script(net, [np.nan, np.inf]))
+
+
+def test_the_best_figures_are_validations_of_the_best_epoch(tmp_path):
+    net = network(tmp_path)
+    net.history = {"loss": [3.0, 2.0, 1.0], "val_loss": [0.5, 0.2, 0.9], "val_recall": [0.1, 0.7, 0.8]}
+    assert net.best_figures() == {"val_loss": 0.2, "val_recall": 0.7}
+
+
 def test_without_patience_it_stops(tmp_path, capsys):
     net = network(tmp_path)
     fit(net, 7, Script(net, [3, 2, 2, 4, 1, 0, 0]), patience=2)
@@ -272,5 +284,20 @@ def cut_short(folder):
 def test_a_state_of_something_else_is_refused(tmp_path, write):
     write(tmp_path)
     net = network(tmp_path)
-    with pytest.raises(UserError, match=r"state-classifier\.npz can't be resumed .*same recipe"):
+    with pytest.raises(UserError, match=r"state-classifier\.npz can't be resumed .*remove it to start anew"):
         fit(net, 2, Script(net, VALUES), resume=True)
+
+
+IDENTITY = {"seed": 0, "recipe": {"margin": 0.4, "units": (8,)}, "fold": None}
+
+
+def test_a_state_of_another_run_is_refused_by_what_differs(tmp_path):
+    net = network(tmp_path, identity=IDENTITY)
+    fit(net, 1, Script(net, VALUES))
+    same = network(tmp_path, identity=IDENTITY)
+    fit(same, 2, Script(same, VALUES), resume=True)
+    assert same.epochs_done == 2
+    for changes, named in (({"seed": 1}, "seed"), ({"recipe": {"margin": 0.5}, "fold": 2}, "recipe, fold")):
+        other = network(tmp_path, identity=IDENTITY | changes)
+        with pytest.raises(UserError, match=f"of a run with another {named}: resume with the same options"):
+            fit(other, 2, Script(other, VALUES), resume=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from Modules import config
 from Modules.cli import Parser, UserError
-from Modules.config import STAGES, add_options, demo, recipe_named, with_options
+from Modules.config import STAGES, add_options, demo, recipe_named, with_options, without_length
 
 FIELDS = [(stage, item) for stage, kind in STAGES.items() for item in fields(kind)]
 TYPES = {bool, int, float, str, tuple[int, ...]}
@@ -72,6 +72,14 @@ def test_a_recipe_carries_its_name_and_the_demo_only_makes_it_smaller(name):
     assert values(small, "embedding", "backbone", "loss", "margin") == values(
         recipe, "embedding", "backbone", "loss", "margin"
     )
+
+
+def test_a_run_that_goes_on_may_change_its_length_alone():
+    recipe = recipe_named("margin")
+    longer = parsed("--epochs=7", "--patience=1", "--classifier-epochs=9", "--classifier-patience=2", recipe=recipe)
+    assert without_length(longer) == without_length(recipe)
+    for other in ("--margin=0.9", "--classifier-dropout=0.1", "--image-size=32"):
+        assert without_length(parsed(other, recipe=recipe)) != without_length(recipe)
 
 
 def test_an_unknown_recipe_names_the_nearest():

@@ -30,7 +30,8 @@ def test_a_finished_run_may_be_replaced(tmp_path):
 
 def test_an_unfinished_run_is_refused_unless_resumed(tmp_path):
     (tmp_path / "state-embedding.npz").touch()
-    with pytest.raises(UserError, match=r"--resume.*state-embedding\.npz"):
+    (tmp_path / "state-classifier.npz").touch()
+    with pytest.raises(UserError, match=r"--resume.*state-classifier\.npz and .*state-embedding\.npz"):
         runtime.claim(tmp_path, resume=False)
     runtime.claim(tmp_path, resume=True)
     assert (tmp_path / "state-embedding.npz").exists()

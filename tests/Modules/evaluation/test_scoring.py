@@ -92,8 +92,23 @@ def test_a_split_is_evaluated_on_its_balanced_set_and_on_the_whole():
             chosen["group"].to_numpy(),
             (known.astype(np.float32), gallery["targets"], gallery["groups"]),
         )
-        assert results[view] == {**expected, "embedding": quality}
+        assert results[view] == {**expected, "embedding": {**quality, "collapsed": False}}
     assert results["test"]["n"] < results["test_full"]["n"] == 40
+
+
+def test_images_on_one_spot_are_called_collapsed():
+    target = np.arange(12) % 2
+    spot = unit(np.ones((12, 6)) + np.random.default_rng(0).normal(0, 0.01, (12, 6)))
+    gallery = {"embeddings": random_vectors(4), "targets": np.arange(4) % 2, "groups": np.array(list("abcd"))}
+    for embeddings, collapsed in ((spot, True), (random_vectors(12), False)):
+        results = scoring.evaluate_split(table_of(target), np.full(12, 0.5), embeddings, gallery, 0.5)
+        assert results["test"]["embedding"]["collapsed"] == collapsed
+
+
+def test_an_unknown_patient_counts_as_its_group():
+    table = table_of(np.array([0, 1, 0]), groups=[0, 0, 1])
+    table["patient_id"] = ["patient 7", np.nan, np.nan]
+    assert list(scoring.units(table)) == ["patient 7", "group 0", "group 1"]
 
 
 # --- The plain classifier ---------------------------------------------------------------------------------------------
@@ -125,21 +140,22 @@ def test_the_baseline_does_not_care_for_the_scale_of_a_feature():
     assert one["test"]["brier"] == pytest.approx(other["test"]["brier"], abs=1e-6)
 
 
-def test_the_baseline_chooses_its_penalty_between_groups(monkeypatch):
+def test_the_baseline_chooses_its_penalty_between_groups_and_with_both_classes(monkeypatch):
     folds = []
-    split = scoring.GroupKFold.split
+    split = scoring.StratifiedGroupKFold.split
 
     def recorded(self, features, target, groups):
-        for train, test in split(self, features, target, groups):
-            folds.append((set(groups.iloc[train]), set(groups.iloc[test])))
-            yield train, test
+        for parts in split(self, features, target, groups):
+            folds.append([(set(groups.iloc[part]), set(target.iloc[part])) for part in parts])
+            yield parts
 
-    monkeypatch.setattr(scoring.GroupKFold, "split", recorded)
-    target = np.arange(40) % 2
-    train = table_of(target, groups=np.arange(40) // 4)
-    scoring.logistic_baseline(random_vectors(40), train, random_vectors(6, seed=1), table_of(target[:6]), 0.5)
+    monkeypatch.setattr(scoring.StratifiedGroupKFold, "split", recorded)
+    train = table_of((np.arange(60) % 10 == 0).astype(int), groups=np.arange(60) // 2)
+    scoring.logistic_baseline(random_vectors(60), train, random_vectors(6, seed=1), table_of(np.arange(6) % 2), 0.5)
     assert len(folds) == 5
-    assert not any(train & test for train, test in folds)
+    for (train_groups, train_classes), (test_groups, test_classes) in folds:
+        assert not train_groups & test_groups
+        assert train_classes == test_classes == {0, 1}
 
 
 def test_the_baseline_holds_with_the_fewest_images_there_may_be():
@@ -147,6 +163,18 @@ def test_the_baseline_holds_with_the_fewest_images_there_may_be():
     features = np.array([[0.0], [0.1], [1.0], [1.1]])
     results = scoring.logistic_baseline(features, table_of(target), features, table_of(target), 0.5)
     assert results["test"]["roc_auc"] == 1
+    with pytest.raises(UserError, match="one class of a single patient"):
+        scoring.logistic_baseline(features, table_of(target, groups=[0, 1, 2, 2]), features, table_of(target), 0.5)
+
+
+def test_the_baseline_weighs_both_classes_alike():
+    """A feature that says nothing: probabilities stay near one half, however rare malignant images are."""
+    rng = np.random.default_rng(0)
+    target = (np.arange(300) % 10 == 0).astype(int)
+    results = scoring.logistic_baseline(
+        rng.normal(size=(300, 1)), table_of(target), rng.normal(size=(300, 1)), table_of(target), 0.5
+    )
+    assert results["test"]["brier"] == pytest.approx(0.25, abs=0.02)
 
 
 # --- The gallery ------------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_score, recall_score
 
 from Modules.config import Embedding
+from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 from Modules.metric_learning.collapse import embedding_statistics
 from Modules.metric_learning.losses import make_loss
 from Modules.metric_learning.quality import embedding_quality
 from Modules.metric_learning.sampling import shuffled
-from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 
 CONFIG = Embedding(loss="semi-hard", margin=0.3)
 
@@ -87,7 +87,7 @@ def test_the_other_figures_are_quality_and_statistics_of_the_images(distance):
     targets, groups = table["target"].to_numpy(), table["group"].to_numpy()
     quality = embedding_quality(vectors, targets, groups)
     statistics = embedding_statistics(vectors, targets, groups, 0.3, distance == "squared-L2")
-    expected = {f"val_{name}": quality[name] for name in ("recall_at_1", "knn_roc_auc")}
+    expected = {f"val_{name}": quality[name] for name in ("recall_at_1", "knn_accuracy", "knn_roc_auc")}
     expected |= {f"val_{name}": value for name, value in statistics.items()}
     assert {name: value for name, value in figures.items() if name != "val_loss"} == pytest.approx(expected, abs=1e-6)
 
@@ -99,21 +99,32 @@ def test_what_is_undefined_is_nan():
     assert np.isnan([figures["val_loss"], figures["val_recall_at_1"], figures["val_silhouette"]]).all()
 
 
+STILL = {"val_mean_positive_distance": 0.2, "val_mean_negative_distance": 0.2, "val_mean_norm": 1.0}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
         ("semi-hard", 0.3, "collapse"),
-        ("contrastive, batch-hard", 0.3, "collapse"),  # the last of a schedule counts
+        ("triplet-margin, batch-hard", 0.3, "collapse"),
         ("contrastive", 0.3, "stuck"),
+        ("contrastive,batch-hard", 0.3, "stuck"),
         ("semi-hard", 0.1, "stuck"),
     ],
 )
 def test_the_watch_knows_which_losses_end_at_their_margin(name, value, kind):
     """Ten epochs with all images close together and the loss at one value."""
-    epoch = {"loss": value, "val_mean_positive_distance": 0.2, "val_mean_negative_distance": 0.2, "val_mean_norm": 1.0}
-    look = watch(Embedding(loss=name, margin=0.3))
-    assert look([epoch] * 10).kind == kind
-    assert look([epoch]) is None
+    look = watch(make_loss(name, 0.3), name)
+    assert look([{"loss": value, **STILL}] * 10).kind == kind
+    assert look([{"loss": value, **STILL}]) is None
+
+
+def test_the_watch_follows_a_margin_that_moves():
+    loss = make_loss("semi-hard", 0.3, final_margin=0.6)
+    look = watch(loss, "semi-hard")
+    loss.margin.assign(0.6)
+    assert look([{"loss": 0.6, **STILL}] * 10).kind == "collapse"
+    assert look([{"loss": 0.3, **STILL}] * 10).kind == "stuck"
 
 
 # --- The classifier ---------------------------------------------------------------------------------------------------
