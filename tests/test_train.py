@@ -28,7 +28,7 @@ def test_the_json_holds_the_whole_contract(trained, balanced):
     facts = json.loads((trained / "best_epoch.json").read_text())
     assert facts["manifest_sha256"] == manifest_sha256(balanced)
     assert facts["config"]["data"]["image_size"] == 32
-    assert list(facts["seconds"]) == ["baseline", "embedding", "classifier", "evaluation"]
+    assert list(facts["seconds"]) == ["embedding", "classifier", "baseline", "evaluation"]
     for view in ("test", "test_full"):
         assert set(facts[view]) >= TEST_KEYS
         assert set(facts[view]["embedding"]) >= EMBEDDING_KEYS
@@ -95,7 +95,7 @@ def test_an_offline_run_of_wandb_holds_every_epoch_of_both_stages(trained):
     for stage, values in history.items():
         assert logged[f"{stage}/epoch"] == list(range(1, len(values["loss"]) + 1))
         for name, curve in values.items():
-            if np.isfinite(curve).all():
+            if None not in curve:  # undefined in some epoch, as a single class's AUC
                 assert logged[f"{stage}/{name}"] == pytest.approx(curve)
     assert any(key.startswith("figures/") for key in logged)
 
