@@ -1,0 +1,97 @@
+"""Perceptual hashes of pictures, and every pair of hashes within a few bits of one another.
+
+The hash is OpenCV's pHash: the signs of the 64 lowest frequencies of a 32 × 32 thumbnail (Zauner, "Implementation and
+benchmarking of perceptual image hash functions", 2010). The search is multi-index hashing (Norouzi, Punjani and Fleet,
+"Fast exact search in Hamming space with multi-index hashing", 2014): cut into 4 bands of 16 bits, two hashes that differ
+in at most 7 bits agree in one band up to 1 bit, so that looking up a band and its 16 neighbours finds every pair.
+"""
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+
+MAX_RADIUS = 7  # the largest distance that 4 bands with 1 bit of tolerance cannot miss: 4 × 2 - 1
+VIEWS = 8  # four quarter turns, each also mirrored
+_BANDS = 4
+_BLOCK = 1 << 16  # candidate pairs compared together: arrays of 512 kB, which stay in the processor's cache
+
+
+def view(image: np.ndarray, k: int) -> np.ndarray:
+    """View `k` (0..7) of `image` [H, W, ...]: turned left by k % 4 quarters, first mirrored left to right if k ≥ 4."""
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if k >= 4 else image, k % 4))
+
+
+def phash(image: np.ndarray) -> np.ndarray:
+    """The 64-bit pHash of each of the 8 views of a grey picture: uint8 [H, W] to uint64 [8]."""
+    small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
+    return np.concatenate([cv2.img_hash.pHash(view(small, k)) for k in range(VIEWS)]).view(np.uint64).ravel()
+
+
+def close_pairs(hashes: np.ndarray, others: np.ndarray | None = None, radius: int = MAX_RADIUS) -> np.ndarray:
+    """Every pair of 64-bit hashes that differ in at most `radius` (0..7) bits, exactly.
+
+    `hashes`, `others`: uint64 [N], [M]. Returns int64 [P, 3], rows (i, j, distance) in ascending order: of
+    `hashes[i]` and `others[j]`, or without `others` of `hashes[i]` and `hashes[j]`, i < j. Raises ValueError for a radius
+    outside 0..7.
+    """
+    if not 0 <= radius <= MAX_RADIUS:
+        raise ValueError(f"radius {radius}: the search is exact for 0..{MAX_RADIUS}")
+    left = np.ascontiguousarray(hashes, np.uint64)
+    right = left if others is None else np.ascontiguousarray(others, np.uint64)
+    flips = [0, *(1 << bit for bit in range(16))] if radius >= _BANDS else [0]
+    found = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for band in range(_BANDS):
+            left_band, right_band = left.view(np.uint16)[band::_BANDS], right.view(np.uint16)[band::_BANDS]
+            i, j = np.argsort(left_band, kind="stable"), np.argsort(right_band, kind="stable")
+            key, start = left_band[i], np.searchsorted(right_band[j], np.arange((1 << 16) + 1))
+            sides = left[i], right[j]
+
+            def search(flip: int, i=i, j=j, key=key, start=start, sides=sides) -> np.ndarray:
+                row, probe = np.arange(len(key)), key ^ np.uint16(flip)
+                first, last = start[probe], start[probe.astype(np.int64) + 1]
+                if others is None:  # the two sides are one: meet each pair from one side only
+                    first = np.maximum(first, row + 1)
+                a, b, distance = _within(*sides, first, last, radius)
+                return np.stack([i[a], j[b], distance], axis=1)
+
+            found += pool.map(search, flips)
+    pairs = np.concatenate(found)
+    if others is None:
+        pairs[:, :2].sort(axis=1)
+    return np.unique(pairs, axis=0)
+
+
+def _within(
+    left: np.ndarray, right: np.ndarray, first: np.ndarray, last: np.ndarray, radius: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(a, b, distance) of all `left[a]`, `right[b]` within the radius, where b runs from first[a] to last[a] - 1."""
+    rows = np.flatnonzero(last > first)
+    ends = np.cumsum((last - first)[rows])
+    cuts = np.searchsorted(ends, np.arange(0, ends[-1] if len(ends) else 0, _BLOCK)).tolist()
+    found = [np.empty((3, 0), np.int64)]
+    for begin, end in itertools.pairwise([*dict.fromkeys(cuts), len(rows)]):
+        count = (last - first)[rows[begin:end]]
+        a = np.repeat(rows[begin:end], count)
+        # b counts up from first[a] within each run of equal a
+        b = np.arange(len(a)) + np.repeat(first[rows[begin:end]] - np.cumsum(count) + count, count)
+        distance = _popcount(left[a] ^ right[b])
+        near = np.flatnonzero(distance <= radius)
+        found.append(np.stack([a[near], b[near], distance[near].astype(np.int64)]))
+    return tuple(np.concatenate(found, axis=1))
+
+
+def _popcount(x: np.ndarray) -> np.ndarray:
+    """The number of set bits of each uint64 (numpy has none of its own before 2.0); works in place."""
+    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    y = (x >> np.uint64(2)) & np.uint64(0x3333333333333333)
+    x &= np.uint64(0x3333333333333333)
+    x += y
+    x += x >> np.uint64(4)
+    x &= np.uint64(0x0F0F0F0F0F0F0F0F)
+    x *= np.uint64(0x0101010101010101)
+    x >>= np.uint64(56)
+    return x
