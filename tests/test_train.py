@@ -11,8 +11,10 @@ from wandb.proto import wandb_internal_pb2
 from wandb.sdk.internal.datastore import DataStore
 
 from dataset import load_manifest, select
+from generate_balanced_dataset import generate
 from Modules.data.images import read_image
 from Modules.data.manifest import manifest_sha256
+from Modules.data.synthetic import write_dataset
 from tests.commands import ROOT, fails, run
 
 TEST_KEYS = set(
@@ -112,6 +114,36 @@ def test_the_full_data_set_trains_on_every_image(balanced, tmp_path):
     with np.load(tmp_path / "full" / "gallery.npz") as gallery:
         assert len(gallery["ids"]) == len(everything) > len(select(load_manifest(balanced), "train"))
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturbed_run(tmp_path):
+    source = write_dataset(tmp_path / "source", images=120, size=64)
+    generate(source, tmp_path / "data", size=64, folds=4)
+    options = [
+        "--recipe", "margin", "--fold", "0", "--data", tmp_path / "data", "--backbone", "mobilenet", "--image-size",
+        "32", "--epochs", "3", "--classifier-epochs", "2", "--weights", "none", "--wandb", "disabled", "--deterministic",
+    ]  # fmt: skip
+    run("train.py", *options, "--checkpoints", tmp_path / "whole", cwd=tmp_path)
+
+    cut = (
+        "import sys, train, Modules.NeuralNetwork as network\n"
+        "record = network.NeuralNetwork.record\n"
+        "def record_two(self, logs):\n"
+        "    record(self, logs)\n"
+        "    if self.epochs_done == 2: sys.exit('cut off')\n"
+        "network.NeuralNetwork.record = record_two\n"
+        "train.main()"
+    )
+    command = [sys.executable, "-c", cut, *map(str, options), "--checkpoints", str(tmp_path / "cut")]
+    assert "cut off" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
+    assert (tmp_path / "cut" / "state-embedding.npz").exists()
+    run("train.py", *options, "--checkpoints", tmp_path / "cut", "--resume", cwd=tmp_path)
+
+    whole, resumed = (json.loads((tmp_path / name / "best_epoch.json").read_text()) for name in ("whole", "cut"))
+    assert whole["history"] == resumed["history"]
+    assert whole["test"] == resumed["test"]
+    assert whole["fold"] == 0
+    assert len(whole["history"]["embedding"]["loss"]) == 3
 
 
 @pytest.mark.parametrize(
