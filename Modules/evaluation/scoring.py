@@ -79,7 +79,7 @@ def evaluate_split(
     for view, rows in both_views(table).items():
         results[view] = evaluate(targets[rows], probability[rows], threshold, units(table)[rows])
         quality = embedding_quality(embeddings[rows], targets[rows], groups[rows], known)
-        results[view]["embedding"] = quality | {"collapsed": quality["mean_negative_distance"] < CLOSE}
+        results[view]["embedding"] = quality | {"collapsed": (quality["mean_negative_distance"] or 0) < CLOSE}
     return results
 
 
