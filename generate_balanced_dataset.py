@@ -25,6 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from Modules.cli import Parser, UserError, run
+from Modules.data.duplicates import near_duplicates
 from Modules.data.groups import equal_pairs
 from Modules.data.images import scan
 from Modules.data.manifest import LABELS, SPLITS, TABLE, write_manifest
@@ -131,10 +132,6 @@ def unwanted_diagnoses(diagnosis: pd.Series, names: Sequence[str]) -> pd.Series:
 
 def near_pairs(images: pd.DataFrame) -> pd.DataFrame:
     """Pairs of ids whose pictures show the same, found by looking."""
-    try:
-        from Modules.data.duplicates import near_duplicates
-    except ImportError:
-        return pd.DataFrame({"first": [], "second": [], "kind": []}, dtype="str")
     pairs = near_duplicates(images["file"].tolist())
     ids = images["isic_id"].to_numpy(dtype=object)
     return pairs.assign(first=ids[pairs["first"]], second=ids[pairs["second"]])
