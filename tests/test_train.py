@@ -120,8 +120,9 @@ def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturb
     source = write_dataset(tmp_path / "source", images=120, size=64)
     generate(source, tmp_path / "data", size=64, folds=4)
     options = [
-        "--recipe", "margin", "--fold", "0", "--data", tmp_path / "data", "--backbone", "mobilenet", "--image-size",
-        "32", "--epochs", "3", "--classifier-epochs", "2", "--weights", "none", "--wandb", "disabled", "--deterministic",
+        "--recipe", "margin", "--fold", "0", "--data", tmp_path / "data", "--backbone", "mobilenet",
+        "--image-size", "32", "--epochs", "3", "--classifier-epochs", "2", "--weights", "none",
+        "--wandb", "disabled", "--deterministic",
     ]  # fmt: skip
     run("train.py", *options, "--checkpoints", tmp_path / "whole", cwd=tmp_path)
 
