@@ -1,36 +1,33 @@
 """Near-duplicates: which files show the same picture, whatever was done to it on the way.
 
-Found are copies that were re-encoded, resized, made brighter or of more contrast, mirrored, turned by quarters, cropped or
-reframed (another section, aspect and colour of one photograph). Candidates come from two searches, neither of which
-compares every picture with every other: perceptual hashes within a few bits (`hashing`), and local features that agree on
-one affine map (`local_features`). A candidate counts only if, laid over one another, the two agree in their fine detail:
-there even a copy of poor quality is unlike the picture of another mole on similar skin.
+Found are copies that were re-encoded, resized, made brighter or of more contrast, mirrored, turned by quarters, cropped
+or reframed (another section, aspect and colour of one photograph, or of one lesion photographed twice). Candidates come
+from two searches that do not compare every picture with every other: perceptual hashes within a few bits (`hashing`),
+and local features that agree on one affine map (`local_features`). A candidate counts only if the two, laid over one
+another, agree in their fine detail: two moles on similar skin are alike in outline and colour, but not in that.
 """
 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from Modules.data.hashing import VIEWS, close_pairs, phash, view
-from Modules.data.images import BLANK, ImageError, decode
+from Modules.data.hashing import VIEWS, close_pairs, phash, read_grey, view
+from Modules.data.images import BLANK, ImageError
 from Modules.data.local_features import SIDE, Features, align, candidate_pairs, describe
 
-_HASH_RADIUS = 2  # bits; at 7, a sixth of all pairs of these pictures would be candidates
+_HASH_RADIUS = 2  # bits; within 7 each real picture has a dozen others, all of them of other lesions
 _MATCHES = 7  # that one affine map has to explain; three always are, and by chance up to six
 _OVERLAP = 0.05  # of the square, which the two pictures must share
 _LEAST = 0.45  # deviation of `_detail` under which there is too little to tell: bands and blocks of a smooth gradient
 _DRIFT = 0.1  # of the square's side, how far refining may move a corner of the map it was given
-_DETAIL = (
-    1.0,
-    3.0,
-    8.0,
-)  # pixels: the finest detail looked at, the coarsest, and the surroundings it is measured against
+# Pixels: the finest detail looked at, the coarsest, and the surroundings against which its contrast is measured.
+_DETAIL = 1.0, 3.0, 8.0
 _NOISE = 1.0  # grey levels; detail fainter than this is taken for compression noise
 _CORNERS = np.array([[0, 0], [SIDE - 1, 0], [SIDE - 1, SIDE - 1], [0, SIDE - 1]], float)
 
@@ -42,7 +39,8 @@ def near_duplicates(paths: Sequence[str | os.PathLike]) -> pd.DataFrame:
     "mirrored or turned", "cropped" or "reframed") and `score` (to 1, the correlation of their fine detail). Files
     that can't be read and blank pictures match nothing. The result does not depend on the number of cores.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases the interpreter's lock
+    # OpenCV and numpy release the interpreter's lock; each call of theirs then does best on one core.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, threadpool_limits(1, "blas"):
         described = list(tqdm(pool.map(_describe, paths), "describe pictures", len(paths), ncols=80, disable=None))
         usable = [k for k, one in enumerate(described) if one is not None]
         maps = _candidates([described[k] for k in usable]) if len(usable) > 1 else {}
@@ -108,7 +106,7 @@ def agreement(one: np.ndarray, other: np.ndarray, matrix: np.ndarray) -> tuple[f
     if found[0] >= found[1]:
         return found
     refined = _refine(one, other, matrix)
-    return max(found, (*_correlation(one, other, refined), refined), key=lambda one: one[0] - one[1])
+    return max(found, (*_correlation(one, other, refined), refined), key=lambda x: x[0] - x[1])
 
 
 def _correlation(one: np.ndarray, other: np.ndarray, matrix: np.ndarray) -> tuple[float, float]:
@@ -128,8 +126,9 @@ def _correlation(one: np.ndarray, other: np.ndarray, matrix: np.ndarray) -> tupl
 
 
 def _refine(one: np.ndarray, other: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """`matrix` moved to where the blurred pictures agree best (Evangelidis and Psarakis, "Parametric image alignment using
-    enhanced correlation coefficient maximization", 2008); as it was where that leads astray.
+    """`matrix` moved to where the blurred pictures correlate best; as it was where that leads astray.
+
+    Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization", 2008.
     """
     start = cv2.invertAffineTransform(matrix).astype(np.float32)
     until = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-4)
@@ -149,7 +148,7 @@ def _detail(image: np.ndarray) -> np.ndarray:
 
 
 def _visible(image: np.ndarray) -> np.ndarray:
-    """uint8 [SIDE, SIDE]: 1 but for the black or white around a round field of view, whose edge all such pictures share."""
+    """uint8 [SIDE, SIDE]: 1 but for the black or white around a round field of view, whose edge all share."""
     return cv2.erode(((image > 8) & (image < 247)).astype(np.uint8), np.ones((9, 9), np.uint8))
 
 
@@ -189,29 +188,5 @@ def _square(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
-def read_grey(path: str | os.PathLike, least: int) -> np.ndarray:
-    """The picture at `path` as uint8 [H, W], both at least `least` pixels where the file has them.
-
-    JPEGs are decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1 that suffices, which spares most of the work on a
-    photograph of many megapixels. Raises ImageError.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{os.fspath(path)}: {error.strerror}") from None
-    buffer = np.frombuffer(data, np.uint8)
-    for scale in _SCALES if len(data) else ():
-        image = cv2.imdecode(buffer, scale)
-        if image is not None and min(image.shape) >= least:
-            return image
-    return cv2.cvtColor(decode(data), cv2.COLOR_RGB2GRAY)
-
-
-_SCALES = (
-    cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    cv2.IMREAD_GRAYSCALE,
-)
 _VIEW_MAPS = [_view_map(k) for k in range(VIEWS)]
 _UPSIDE_DOWN = np.array([[1.0, 0, 0], [0, -1, SIDE - 1]])

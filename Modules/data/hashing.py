@@ -1,22 +1,49 @@
 """Perceptual hashes of pictures, and every pair of hashes within a few bits of one another.
 
-The hash is OpenCV's pHash: the signs of the 64 lowest frequencies of a 32 × 32 thumbnail (Zauner, "Implementation and
+The hash is OpenCV's pHash: the signs of the 64 lowest frequencies of a 32 by 32 thumbnail (Zauner, "Implementation and
 benchmarking of perceptual image hash functions", 2010). The search is multi-index hashing (Norouzi, Punjani and Fleet,
-"Fast exact search in Hamming space with multi-index hashing", 2014): cut into 4 bands of 16 bits, two hashes that differ
-in at most 7 bits agree in one band up to 1 bit, so that looking up a band and its 16 neighbours finds every pair.
+"Fast exact search in Hamming space with multi-index hashing", 2014): of the 4 bands of 16 bits of two hashes at most 7
+bits apart, one differs in at most 1 bit, so that looking up each band and its 16 neighbours finds every pair.
 """
 
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-MAX_RADIUS = 7  # the largest distance that 4 bands with 1 bit of tolerance cannot miss: 4 × 2 - 1
+from Modules.data.images import ImageError, decode
+
+MAX_RADIUS = 7  # the largest distance that 4 bands with 1 bit of tolerance cannot miss: 4 * 2 - 1
 VIEWS = 8  # four quarter turns, each also mirrored
 _BANDS = 4
-_BLOCK = 1 << 16  # candidate pairs compared together: arrays of 512 kB, which stay in the processor's cache
+_SCALES = (
+    cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    cv2.IMREAD_GRAYSCALE,
+)
+_BLOCK = 1 << 16  # candidate pairs compared together: arrays of 512 kB, which stay in the cache
+
+
+def read_grey(path: str | os.PathLike, least: int) -> np.ndarray:
+    """The picture at `path` as uint8 [H, W], both at least `least` pixels where the file has them.
+
+    JPEGs are decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1 that suffices, which saves most of the work on
+    large photographs. Raises ImageError.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{os.fspath(path)}: {error.strerror}") from None
+    buffer = np.frombuffer(data, np.uint8)
+    for scale in _SCALES if len(data) else ():
+        image = cv2.imdecode(buffer, scale)
+        if image is not None and min(image.shape) >= least:
+            return image
+    return cv2.cvtColor(decode(data), cv2.COLOR_RGB2GRAY)
 
 
 def view(image: np.ndarray, k: int) -> np.ndarray:
@@ -33,9 +60,9 @@ def phash(image: np.ndarray) -> np.ndarray:
 def close_pairs(hashes: np.ndarray, others: np.ndarray | None = None, radius: int = MAX_RADIUS) -> np.ndarray:
     """Every pair of 64-bit hashes that differ in at most `radius` (0..7) bits, exactly.
 
-    `hashes`, `others`: uint64 [N], [M]. Returns int64 [P, 3], rows (i, j, distance) in ascending order: of
-    `hashes[i]` and `others[j]`, or without `others` of `hashes[i]` and `hashes[j]`, i < j. Raises ValueError for a radius
-    outside 0..7.
+    `hashes`, `others`: uint64 [N], [M]. Returns int64 [P, 3], ascending rows (i, j, distance): of
+    `hashes[i]` and `others[j]`, or without `others` of `hashes[i]` and `hashes[j]`, i < j. Raises ValueError for any
+    other radius.
     """
     if not 0 <= radius <= MAX_RADIUS:
         raise ValueError(f"radius {radius}: the search is exact for 0..{MAX_RADIUS}")
