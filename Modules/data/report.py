@@ -36,7 +36,7 @@ def write_report(folder: Path, images: pd.DataFrame, pairs: pd.DataFrame, option
             for column, title in (("sex", "Sex"), ("age", "Age (years)"), ("site", "Site"))
         ),
         "## Left out\n\n" + _left_out(images[images["split"] == "excluded"]),
-        "## Duplicate pairs\n\n" + _duplicates(pairs),
+        "## Duplicate pairs\n\n" + _duplicates(pairs, images.set_index("isic_id")["source"]),
         "## Converted when read\n\n" + _converted(used),
     ]
     (folder / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
@@ -91,7 +91,7 @@ def _left_out(excluded: pd.DataFrame) -> str:
     return f"{_markdown(counts)}\n\n{_markdown(listed)}{more}"
 
 
-def _duplicates(pairs: pd.DataFrame) -> str:
+def _duplicates(pairs: pd.DataFrame, source: pd.Series) -> str:
     keys = [frozenset(ends) for ends in zip(pairs["first"], pairs["second"], strict=True)]
     official = {key for key, kind in zip(keys, pairs["kind"], strict=True) if kind == "official"}
     found = {key: kind for key, kind in zip(keys, pairs["kind"], strict=True) if kind != "official"}
@@ -101,9 +101,13 @@ def _duplicates(pairs: pd.DataFrame) -> str:
         f"{len(official & found.keys()):,} of them were also found by looking. Found beyond the list: {len(beyond):,}."
     ]
     if beyond:
-        rows = sorted((kind, *sorted(key)) for key, kind in beyond.items())
-        listed = pd.DataFrame(rows, columns=["kind", "image", "and image"]).set_index("kind")
-        lines += [_markdown(listed["image"].groupby("kind").size().to_frame("pairs")), _markdown(listed.head(SHOWN))]
+        rows = [
+            (kind, *sorted(key), " and ".join(sorted({source[name] for name in key}))) for key, kind in beyond.items()
+        ]
+        rows.sort(key=lambda row: (" and " not in row[3], row))  # those across two sources first
+        listed = pd.DataFrame(rows, columns=["kind", "image", "and image", "source"]).set_index("kind")
+        counts = listed.groupby(["kind", "source"]).size().rename("pairs").reset_index("source")
+        lines += [_markdown(counts), _markdown(listed.head(SHOWN))]
         if len(listed) > SHOWN:
             lines.append(f"and {len(listed) - SHOWN:,} more")
     return "\n\n".join(lines)

@@ -13,6 +13,7 @@ def rows(split, count, **more):
 
 def table(listed):
     defaults = {
+        "source": "set",
         "patient_id": pd.NA,
         "group": "g",
         "target": 0,
@@ -34,7 +35,7 @@ PAIRS = pd.DataFrame(
         ("c", "d", "official"),
         ("b", "a", "resized"),
         ("a", "b", "byte-identical"),
-        ("e", "f", "cropped"),
+        ("train0", "test0", "cropped"),
     ],
     columns=["first", "second", "kind"],
 )
@@ -46,7 +47,7 @@ def report(tmp_path_factory):
     listed = [
         *rows("train", 3, group="g1", patient_id="P1", target=1, sex="female", age_approx=45.0, balanced=True),
         *rows("train", 1, isic_id="other", group="g2", sex="male", age_approx=80.0, notes="CMYK, rotated"),
-        *rows("test", 2, group="g3", anatom_site_general_challenge="torso", notes="CMYK"),
+        *rows("test", 2, group="g3", source="other", anatom_site_general_challenge="torso", notes="CMYK"),
         *rows("excluded", SHOWN + 7, reason="unreadable: empty file", path="../x.jpg"),
         {"isic_id": "copy", "split": "excluded", "reason": "duplicate: resized", "duplicate_of": "train0"},
     ]
@@ -74,7 +75,8 @@ def report(tmp_path_factory):
         "and 8 more in manifest.csv",
         "| CMYK | 3 |",
         "| rotated | 1 |",
-        "| cropped | e | f |",
+        "| cropped | other and set | 1 |",
+        "| cropped | test0 | train0 | other and set |",
     ],
 )
 def test_the_report_holds(report, line):
