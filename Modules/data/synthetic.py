@@ -228,7 +228,7 @@ def patients(rng: np.random.Generator, images: int) -> tuple[pd.DataFrame, list[
 def write_dataset(folder: Path, images: int = 600, size: int = 128, seed: int = 0) -> Path:
     """Write a data set in the Kaggle layout and return its folder.
 
-        folder/train-image/image/ISIC_XXXXXXX.jpg    `images` JPEG files of `size` pixels square, 30 % malignant
+        folder/train-image/image/ISIC_0000000.jpg    `images` JPEG files of `size` pixels square, 30 % malignant
         folder/train-metadata.csv                    the ISIC columns, one row a file, in the order of the ids
         folder/ISIC_2020_Training_Duplicates.csv     half of the duplicates; the others only share their bytes
 

@@ -26,6 +26,7 @@ def test_a_folder_is_made_and_left_empty(tmp_path):
 def test_a_finished_run_may_be_replaced(tmp_path):
     (tmp_path / "best_epoch.keras").touch()
     runtime.claim(tmp_path, resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["best_epoch.keras"]
 
 
 def test_an_unfinished_run_is_refused_unless_resumed(tmp_path):

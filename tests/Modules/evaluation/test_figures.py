@@ -129,8 +129,8 @@ def test_tsne_of_a_few_images(n):
 
 
 def test_tsne_of_some_equal_images_and_of_one_dimension():
-    figures.tsne(np.repeat(EMBEDDING[:5], 4, axis=0), TARGET[:20], "Test")
-    figures.tsne(EMBEDDING[:20, :1], TARGET[:20], "Test")
+    for embedding in (np.repeat(EMBEDDING[:5], 4, axis=0), EMBEDDING[:20, :1]):
+        assert "n = 20" in texts(figures.tsne(embedding, TARGET[:20], "Test"))
 
 
 @pytest.mark.parametrize(
