@@ -21,7 +21,7 @@ from Modules.config import Data, Recipe
 from Modules.data.augmentation import augment
 from Modules.data.images import read_image
 from Modules.data.manifest import fold_view, read_manifest
-from Modules.metric_learning.sampling import class_batches, oversampled, shuffled
+from Modules.metric_learning.sampling import class_batches, metric_labels, oversampled, shuffled
 
 Plan = Callable[[], Iterable[tuple[int, int, np.ndarray]]]  # -> (epoch, place of the first in it, positions [B])
 
@@ -38,13 +38,15 @@ def load_manifest(folder: str | Path, fold: int | None = None, verify: bool = Fa
     return manifest.assign(file=[str(Path(folder) / path) if path else "" for path in manifest["path"].fillna("")])
 
 
-def select(manifest: pd.DataFrame, split: str, full: bool = False) -> pd.DataFrame:
-    """The rows of `train` (external ones too), `validation` or `test`: the 50/50 set, or everything where `full`.
+def select(manifest: pd.DataFrame, split: str, full: bool = False, external: bool = True) -> pd.DataFrame:
+    """The rows of `train`, `validation` or `test`: the 50/50 set, or everything where `full`.
+
+    `external` images are training images, unless they are to be left out.
 
     Raises:
         UserError: fewer than two images of a class: nothing could be learned or measured.
     """
-    rows = manifest[manifest["split"].isin(("train", "external") if split == "train" else (split,))]
+    rows = manifest[manifest["split"].isin(("train", "external") if split == "train" and external else (split,))]
     rows = rows if full else rows[rows["balanced"]]
     smallest = rows["target"].value_counts().reindex([0, 1], fill_value=0).min()
     if smallest < 2:
@@ -72,7 +74,10 @@ def epoch_batches(table: pd.DataFrame, recipe: Recipe, full: bool, seed: int, ep
 def training_batches(
     table: pd.DataFrame, recipe: Recipe, seed: int, full: bool = False, start: int = 0
 ) -> tuple[tf.data.Dataset, int]:
-    """Endless augmented batches (float32 [B, S, S, 3] in 0..255, int32 [B]) from epoch `start` on; steps an epoch."""
+    """Endless augmented batches (float32 [B, S, S, 3] in 0..255, labels) from epoch `start` on; steps an epoch.
+
+    Labels are those of the metric losses: int32 [B], or [B, 2] where a positive must come from another patient.
+    """
 
     def plan() -> Iterator[tuple[int, int, np.ndarray]]:
         for epoch in count(start):
@@ -82,7 +87,8 @@ def training_batches(
                 place += len(positions)
 
     steps = len(epoch_batches(table, recipe, full, seed, 0))
-    return _batches(table, recipe.data, plan, seed), steps
+    labels = metric_labels(table["target"], table["patient_id"], recipe.embedding.positives)
+    return _batches(table, recipe.data, plan, seed, labels=labels), steps
 
 
 def vector_batches(
@@ -119,9 +125,11 @@ def _in_order(n: int, batch_size: int, epochs: Iterable[int]) -> Iterator[tuple[
             yield epoch, place, np.arange(place, min(place + batch_size, n))
 
 
-def _batches(table: pd.DataFrame, config: Data, plan: Plan, seed: int | None, stream: int = 0) -> tf.data.Dataset:
-    """Read what `plan` names; augment it where a seed is given."""
-    files, targets = table["file"].to_numpy(), table["target"].to_numpy(np.int32)
+def _batches(
+    table: pd.DataFrame, config: Data, plan: Plan, seed: int | None, stream: int = 0, labels: np.ndarray | None = None
+) -> tf.data.Dataset:
+    """Read what `plan` names; augment it where a seed is given. `labels` are the targets, unless given."""
+    files, targets = table["file"].to_numpy(), table["target"].to_numpy(np.int32) if labels is None else labels
     size = config.image_size
 
     def read(epoch: np.ndarray, place: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +144,8 @@ def _batches(table: pd.DataFrame, config: Data, plan: Plan, seed: int | None, st
     def load(*item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # uint8 crosses from Python: a quarter of the bytes of float32.
         images, labels = tf.numpy_function(read, item, (tf.uint8, tf.int32), stateful=False)
-        return tf.ensure_shape(tf.cast(images, tf.float32), (None, size, size, 3)), tf.ensure_shape(labels, (None,))
+        images = tf.ensure_shape(tf.cast(images, tf.float32), (None, size, size, 3))
+        return images, tf.ensure_shape(labels, (None, *targets.shape[1:]))
 
     signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64), tf.TensorSpec((None,), tf.int64))
     batches = tf.data.Dataset.from_generator(plan, output_signature=signature)

@@ -143,8 +143,50 @@ def build_embedding(config: Embedding, image_size: int, weights: list[np.ndarray
     x = layers.Dense(config.embedding_size, dtype="float32", name="projection")(x)
     # Each row has length 1. Normalising the whole batch instead leaves every distance near sqrt(2 / B) and the loss at
     # the margin: likely the published failure.
-    x = layers.UnitNormalization(axis=-1, dtype="float32", name="embedding")(x)
+    axis = [0, 1] if config.normalisation == "batch" else -1
+    name = "embedding" if config.views == 1 else "view_embedding"
+    x = layers.UnitNormalization(axis=axis, dtype="float32", name=name)(x)
     return tf.keras.Model(backbone.input, x, name="embedding_network")
+
+
+def averaged(network: tf.keras.Model, views: int, unit_length: bool = True) -> tf.keras.Model:
+    """The mean of what `network` says of `views` (1, 2, 4 or 8) flips and turns of a picture, again of unit length.
+
+    A lesion has no upright, so each is as good a picture of it. Flat: every view runs through the same layers.
+    """
+    if views == 1:
+        return network
+    turned = dihedral_views(network.input, views)
+    # `call`, not the model itself: called as a layer it would be nested.
+    mean = layers.Average(dtype="float32", name="mean_of_views")([network.call(view) for view in turned])
+    if unit_length:
+        mean = layers.UnitNormalization(axis=-1, dtype="float32", name="embedding")(mean)
+    return tf.keras.Model(network.input, mean, name=network.name)
+
+
+def dihedral_views(images: tf.Tensor, views: int) -> list[tf.Tensor]:
+    """The first `views` of 8: images [B, S, S, 3], mirrored left-right, up-down, both; and the four transposed.
+
+    A flip is a dense layer with a fixed permutation: the saved model may hold only layers with plain parameters.
+    """
+    size = images.shape[1]
+
+    def flipped(x: tf.Tensor, order: tuple[int, int, int], name: str) -> tf.Tensor:
+        """Reversed along the axis that `order`, its own inverse, puts last."""
+        reverse = tf.keras.initializers.Constant(np.eye(size)[::-1])
+        options = {"use_bias": False, "kernel_initializer": reverse, "trainable": False, "dtype": "float32"}
+        return layers.Permute(order)(layers.Dense(size, name=name, **options)(layers.Permute(order)(x)))
+
+    across = [images, flipped(images, (1, 3, 2), "mirror")][:views]
+    upright = [*across, *(flipped(x, (3, 2, 1), f"upend_{i}") for i, x in enumerate(across))][:views]
+    return [*upright, *(layers.Permute((2, 1, 3))(x) for x in upright)][:views]
+
+
+def backbone_weights(network: tf.keras.Model) -> list[np.ndarray]:
+    """The backbone's part of an embedding network's weights, as `build_backbone` takes them."""
+    inner = tf.keras.Model(network.input, network.get_layer("features").output)
+    fixed = len(network.get_layer("preprocess").get_weights())
+    return inner.get_weights()[fixed:]
 
 
 class ResumableDropout(layers.Layer):

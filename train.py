@@ -3,6 +3,8 @@
     python train.py                             the 50/50 set, InceptionV3
     python train.py full-dataset full-model     every image, ResNet50
     python train.py --recipe margin             the margin system (triplet margin loss, ResNet50, MLP)
+    python train.py --recipe tuned              what we found best on real lesions
+    python train.py --fold all                  cross-validation, on a data set made with --folds 5
     python train.py mnist                       the warm-up on handwritten digits
     python train.py --weights none --epochs 2 --image-size 128     any value of Modules/config.py
 
@@ -15,6 +17,7 @@ from Modules import quiet  # noqa: F401, before TensorFlow
 
 # isort: split
 import argparse
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -25,17 +28,18 @@ import tensorflow as tf
 import modules
 from dataset import image_batches, load_manifest, select, training_batches, vector_batches, view_batches
 from generate_balanced_dataset import generate
-from Modules import cli, runtime, tracking
+from Modules import baselines, cli, runtime, tracking
 from Modules.cli import UserError
 from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options, without_length
 from Modules.data.manifest import LABELS, manifest_sha256
 from Modules.data.synthetic import write_dataset
-from Modules.evaluation import report, scoring
+from Modules.evaluation import cross_validation, report, scoring
 from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 from Modules.metric_learning.losses import make_loss, with_head
+from Modules.metric_learning.pretraining import pretrain
 from Modules.metric_learning.sampling import oversampled
 from Modules.mnist import warm_up
-from Modules.NeuralNetwork import NeuralNetwork
+from Modules.NeuralNetwork import NeuralNetwork, adam
 
 WORDS = ("full-dataset", "full-model", "mnist")
 DEMO_SIZE = 128  # pixels
@@ -53,7 +57,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, help="where to write (checkpoints)")
     parser.add_argument("--weights", default="imagenet", help="imagenet, none, a file, or a folder of files")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
-    parser.add_argument("--fold", type=int, help="test on this fold of the manifest, train on the others")
+    parser.add_argument("--fold", metavar="K|all", help="test on fold K, train on the others; all: each in turn")
+    parser.add_argument("--baseline", default="logistic", choices=baselines.BASELINES, help="what else to compare with")
+    parser.add_argument("--on-collapse", default="stop", choices=("stop", "recover"), help="recover: at a lower rate")
     parser.add_argument("--precision", default="auto", choices=("auto", *runtime.PRECISIONS))
     parser.add_argument("--wandb", default="auto", choices=tracking.MODES)
     parser.add_argument("--verify", action="store_true", help="check the hash of every picture, not of a sample")
@@ -66,6 +72,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"unknown word {word!r}: {cli.nearest(word, WORDS)}")
     if options.recipe and "full-model" in options.words:
         raise UserError("full-model chooses a recipe, and so does --recipe: give one of them")
+    if options.fold not in (None, "all"):
+        if not options.fold.isdigit():
+            raise UserError(f"--fold {options.fold}: expected the number of a fold, or all")
+        options.fold = int(options.fold)
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed {options.seed}: expected 0 to {2**32 - 1}")
     if "mnist" in options.words:
@@ -73,7 +83,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         if len(options.words) > 1 or given - {"words", "seed", "checkpoints", "resume"}:
             raise UserError("mnist has no recipe: it goes with --seed, --checkpoints and --resume alone")
     if options.checkpoints is None:
-        inner = "mnist" if "mnist" in options.words else "" if options.fold is None else f"fold-{options.fold}"
+        single = isinstance(options.fold, int)
+        inner = "mnist" if "mnist" in options.words else f"fold-{options.fold}" if single else ""
         options.checkpoints = Path("checkpoints") / inner
     return options
 
@@ -109,9 +120,10 @@ def pretrained(backbone: str, weights: str, is_demo: bool) -> list[np.ndarray] |
 def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool) -> None:
     # == Load: the splits, checked for leaks ===========================================================================
     full, seed, folder, stage = "full-dataset" in options.words, options.seed, options.checkpoints, recipe.embedding
-    manifest, manifest_hash = load_manifest(data, options.fold, options.verify), manifest_sha256(data)
-    training, validation = select(manifest, "train", full), select(manifest, "validation", full)
-    test = select(manifest, "test", full=True)
+    manifest = load_manifest(data, options.fold, options.verify)
+    training = select(manifest, "train", full, external=recipe.data.external == "join")
+    validation, test = select(manifest, "validation", full), select(manifest, "test", full=True)
+    identity = identify(options, recipe, data)
     runtime.claim(folder, options.resume)
     runtime.set_seeds(seed, options.deterministic)
     size = recipe.data.image_size
@@ -119,27 +131,40 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     print(f"Images: {len(training)} training, {len(validation)} validation, {len(test)} test")
 
     # == Build: backbone -> dense -> unit length =======================================================================
-    loss = make_loss(stage.loss, stage.margin, stage.distance, stage.final_margin or None)
+    settings = stage.distance, stage.final_margin or None, stage.classification, stage.positives
+    loss = make_loss(stage.loss, stage.margin, *settings)
     weights = pretrained(stage.backbone, options.weights, is_demo)
     precision = runtime.set_precision(options.precision)
     embedding = modules.build_embedding(stage, size, weights)
-    learner = with_head(embedding, stage.loss, len(LABELS), seed)
     run = tracking.start(options.wandb, asdict(recipe), recipe.name)
-    identity = {
-        "recipe": asdict(without_length(recipe)),
-        "data": manifest_hash,
-        "words": sorted(options.words),
-        **{name: getattr(options, name) for name in ("fold", "seed", "weights", "precision", "deterministic")},
-    }
     stopwatch = runtime.Stopwatch()
+
+    # == 0. Where there are external images with diagnoses: learn to tell those apart first ============================
+    if recipe.data.external == "pretrain":
+        external = manifest[manifest["split"] == "external"]
+        home = folder if options.fold is None else folder.parent  # the folds share it
+        pretrain(embedding, external, recipe, home, vars(options))
+        stopwatch.lap("pretraining")
+    start = modules.backbone_weights(embedding)
 
     # == 1. Metric learning: pull each class together, push the classes apart ==========================================
     # Validation is judged by what training ends with, so that its epochs compare under a schedule too.
-    last = make_loss(stage.loss.split(",")[-1], stage.final_margin or stage.margin, stage.distance)
+    last = make_loss(stage.loss.split(",")[-1], stage.final_margin or stage.margin, *settings)
     judged = validation[validation["balanced"]].reset_index(drop=True)
+    learner = with_head(embedding, loss, len(LABELS), seed)
+    last.classes = loss.classes
     judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
     _, steps = training_batches(training, recipe, seed, full)
-    metric = NeuralNetwork(learner, "embedding", folder, loss, stage.learning_rate, identity=identity)
+    metric = NeuralNetwork(
+        learner,
+        "embedding",
+        folder,
+        loss,
+        adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * stage.epochs),
+        mode="min" if stage.keep == "best" else "last",
+        metrics=(loss.metric_loss,) if stage.classification else (),
+        identity=identity,
+    )
     print(f"Stage 1: {stage.loss} loss, {steps} batches an epoch, {precision}")
     metric.fit(
         lambda epoch: training_batches(training, recipe, seed, full, epoch)[0],
@@ -152,14 +177,16 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         options.resume,
         (loss.schedule(stage.epochs), *tracking.callbacks(run, "embedding", folder, options.resume)),
         watch(loss, stage.loss),
+        recover=options.on_collapse == "recover",
     )
     stopwatch.lap("embedding")
 
     # == 2. Freeze it; train the classifier on its embeddings of augmented views =======================================
     # In float32 whatever the embedding was trained in: what is saved is what is measured.
     runtime.set_precision("float32")
-    frozen = modules.build_embedding(recipe.embedding, size)
+    frozen = modules.build_embedding(stage, size)
     frozen.set_weights(embedding.get_weights())
+    frozen = modules.averaged(frozen, stage.views)
     seen = training.iloc[oversampled(training["target"].to_numpy(), seed, 0)] if full else training
     views = recipe.classifier.views
     vectors = scoring.embed(frozen, view_batches(seen, recipe.data, views, seed), views * len(seen), "views")[0]
@@ -172,7 +199,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "classifier",
         folder,
         tf.keras.losses.BinaryCrossentropy(),
-        recipe.classifier.learning_rate,
+        adam(recipe.classifier.learning_rate),
         metrics=modules.classifier_metrics(),
         identity=identity,
     )
@@ -188,11 +215,17 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     )
     stopwatch.lap("classifier")
 
-    # == The plain classifier to beat: frozen features and logistic regression, on the same split ======================
+    # == The plain classifiers to beat, on the same split ==============================================================
     backbone = modules.build_backbone(stage, size, weights)
     features = scoring.embed(backbone, image_batches(training, recipe.data), len(training), "baseline")[0]
     test_features = scoring.embed(backbone, image_batches(test, recipe.data), len(test), "baseline")[0]
-    baseline = scoring.logistic_baseline(features, training, test_features, test, THRESHOLD)
+    plain = {"logistic": baselines.logistic_regression(features, training, test_features)}
+    networks = {"embedding": metric, "classifier": classifier}
+    if options.baseline == "finetune":
+        print("Baseline: the same backbone trained by cross-entropy")
+        plain["finetune"], networks["baseline"] = baselines.finetuned(
+            training, test, recipe, start, folder, full, vars(options) | {"identity": identity}
+        )
     stopwatch.lap("baseline")
 
     # == 3. Evaluate the test split, once, with the saved file =========================================================
@@ -206,18 +239,22 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     nearest = scoring.nearest_known(held_out, gallery, 1)[1]
     probability, embeddings = scoring.score(model, image_batches(test, recipe.data), len(test), "test")
     results = scoring.evaluate_split(test, probability, embeddings, gallery, THRESHOLD)
+    baseline = {name: scoring.evaluate_baseline(test, scores) for name, scores in plain.items()}
+    nearby = cross_validation.knn_share(embeddings, gallery)
+    scores = {"probability": probability, "threshold": THRESHOLD, "knn": nearby, **plain}
+    cross_validation.score_table(test, scores).to_csv(new / cross_validation.SCORES, index=False)
     stopwatch.lap("evaluation")
 
     # == 4. Write: every number, the figures, what W&B and TensorBoard show ============================================
-    networks = {"embedding": metric, "classifier": classifier}
     facts = {
+        "identity": identity,
         "data": str(data),
         "fold": options.fold,
         "full_dataset": full,
         "seed": seed,
         "config": asdict(recipe),
         "weights": options.weights if weights is not None else "none",
-        "manifest_sha256": manifest_hash,
+        "manifest_sha256": identity["data"],
         "versions": runtime.versions(),
         "precision": precision,
         "deterministic": options.deterministic,
@@ -225,12 +262,14 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "history": {name: network.history for name, network in networks.items()},
         "best_epoch": {name: network.best_epoch + 1 for name, network in networks.items()},
         "diagnosis": metric.diagnosis and metric.diagnosis.message,
+        "recoveries": metric.recoveries,
         "threshold": THRESHOLD,
         "calibration": None,
         "in_distribution": {"lowest_similarity": float(np.quantile(nearest, FALSE_ALARMS))},
         "validation": {name: network.best_figures() for name, network in networks.items()},
         **results,
-        "baseline": baseline,
+        "baseline": baseline["logistic"],
+        "baseline_finetune": baseline.get("finetune"),
     }
     report.write_json(new / "best_epoch.json", facts)
     for file in new.iterdir():
@@ -247,10 +286,47 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     ]
     tracking.write_projector(folder / "tensorboard", embeddings, [LABELS[target] for target in test["target"]])
     print(report.summary(results["test"], "Test set, 50/50"))
-    print(report.summary(baseline["test"], "The plain classifier (frozen features) on it"))
+    for name, result in baseline.items():
+        print(report.summary(result["test"], f"On it, {cross_validation.SCORERS[name]}"))
     print(f"Wrote {folder}/best_epoch.keras and figures/ in {stopwatch.total / 60:.1f} minutes.")
     print("Next: python predict.py")
     tracking.finish(run, results, pictures)
+
+
+def identify(options: argparse.Namespace, recipe: Recipe, data: Path) -> dict:
+    """What a run may not change when it goes on."""
+    names = "fold", "seed", "weights", "precision", "deterministic", "baseline", "on_collapse"
+    return {
+        "recipe": asdict(without_length(recipe)),
+        "data": manifest_sha256(data),
+        "words": sorted(options.words),
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def train_folds(options: argparse.Namespace, recipe: Recipe, data: Path) -> None:
+    """Train each fold in its own folder, but those that are done where the run is resumed, and pool their scores."""
+    folds = sorted(set(load_manifest(data, verify=options.verify)["fold"]) - {-1})
+    if not folds:
+        raise UserError(f"{data} has no folds: make it with generate_balanced_dataset.py --folds 5")
+    home, done = options.checkpoints, []
+    for fold in folds:
+        one = argparse.Namespace(**vars(options) | {"fold": fold, "checkpoints": home / f"fold-{fold}"})
+        finished = one.checkpoints / "best_epoch.json"
+        unfinished = any(one.checkpoints.glob("state-*.npz"))
+        if options.resume and finished.exists() and not unfinished:
+            if json.loads(finished.read_text())["identity"] != identify(one, recipe, data):
+                raise UserError(f"{one.checkpoints} is of another run: resume with the same options")
+            print(f"Fold {fold} is done.")
+        else:
+            print(f"== Fold {fold} of {len(folds)}")
+            tf.keras.backend.clear_session()
+            train(one, recipe, data, is_demo=False)
+        done.append(one.checkpoints)
+    pooled = cross_validation.pool(done)
+    report.write_json(home / "cross_validation.json", pooled)
+    print(cross_validation.summary(pooled))
+    print(f"Wrote {home}/cross_validation.json")
 
 
 def main() -> None:
@@ -264,7 +340,10 @@ def main() -> None:
     if is_demo:
         recipe = with_options(demo(named), vars(options))
     try:
-        train(options, recipe, data, is_demo)
+        if options.fold == "all":
+            train_folds(options, recipe, data)
+        else:
+            train(options, recipe, data, is_demo)
     except tf.errors.OpError as error:
         if broken := re.search(r"ImageError: (.+)", str(error)):
             raise UserError(f"{broken[1]}; it was readable before: see --verify, then --resume") from None

@@ -1,11 +1,11 @@
 """One Keras model and its training, used twice: for the embedding and for the classifier.
 
-    network = NeuralNetwork(model, "embedding", folder, loss, learning_rate=1e-3, monitor="val_loss", mode="min")
+    network = NeuralNetwork(model, "embedding", folder, loss, adam(1e-3), monitor="val_loss", mode="min")
     history = network.fit(batches, steps, epochs=20, validate=lambda: {"val_loss": ...})
 
-After each epoch one file, `state-<name>.npz`, holds all that decides the future: weights, optimizer, the best epoch's
-weights and the history, from which the epoch, the best value and the patience follow. It replaces its predecessor
-in one step, so a crash leaves the former epoch's. `resume=True` goes on from it.
+After each epoch one file, `state-<name>.npz`, holds all that decides the future: weights, optimizer, the best epoch
+and its weights, the last healthy weights and the history. It replaces its predecessor in one step, so a crash leaves
+the former epoch's. `resume=True` goes on from it.
 """
 
 import json
@@ -21,11 +21,37 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from Modules.cli import UserError
-from Modules.metric_learning.collapse import Diagnosis
+from Modules.metric_learning.collapse import Diagnosis, Watch, no_watch
 
 Validate = Callable[[], dict[str, float]]
-Watch = Callable[[list[dict[str, float]]], Diagnosis | None]
 Batches = Callable[[int], tf.data.Dataset]
+Optimize = Callable[[float], tf.keras.optimizers.Optimizer]  # what multiplies the learning rate -> a new optimizer
+
+WARM_UP = 0.05  # share of the steps in which the rate of the cosine schedule rises from 0
+BACK_OFF = 0.1  # of the learning rate, each time a collapsed embedding is taken back to where it was healthy
+RECOVERIES = 3  # then the recipe is at fault
+# What the file of state keeps beside arrays. The first says whose it is.
+FACTS = ("identity", "history", "best_epoch", "healthy_epochs", "recoveries")
+
+
+def adam(learning_rate: float, weight_decay: float = 0.0, schedule: str = "constant", steps: int = 0) -> Optimize:
+    """Adam, with `weight_decay` AdamW (Loshchilov & Hutter, ICLR 2019), which spares biases and BatchNorm.
+
+    `cosine`: warm-up, then half a cosine down to 0 at `steps`, those of the whole training (the same, ICLR 2017, §3).
+    """
+
+    def optimizer(factor: float) -> tf.keras.optimizers.Optimizer:
+        rate, warm_up = factor * learning_rate, int(WARM_UP * steps)
+        if schedule == "cosine":
+            decay = max(1, steps - warm_up)
+            rate = tf.keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=rate, warmup_steps=warm_up)
+        if not weight_decay:
+            return tf.keras.optimizers.Adam(rate)
+        adam_w = tf.keras.optimizers.AdamW(rate, weight_decay)
+        adam_w.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        return adam_w
+
+    return optimizer
 
 
 class NeuralNetwork:
@@ -40,30 +66,28 @@ class NeuralNetwork:
         name: str,
         folder: Path,
         loss: Callable,
-        learning_rate: float,
+        optimize: Optimize,
         monitor: str = "val_loss",
         mode: str = "min",
         metrics: tuple = (),
         identity: dict | None = None,
     ):
+        """`mode` says which epoch's weights are kept: the `min` or `max` of `monitor`, or the `last`."""
         self.model, self.name, self.monitor, self.mode = model, name, monitor, mode
         self.file = Path(folder) / f"state-{name}.npz"
         self.identity = json.loads(json.dumps(identity or {}))  # as it will be read back
         self.history: dict[str, list[float]] = {}
-        self.best_weights: list[np.ndarray] = []
+        self.best_epoch = 0  # counted from 0; the first where no epoch had a finite monitored value
+        self.healthy_epochs = 0  # how many there had been when the watch last found nothing
+        self.recoveries: list[str] = []  # what was wrong each time
+        self.weights = {"best": model.get_weights(), "healthy": model.get_weights()}
         self.diagnosis: Diagnosis | None = None  # what the watch last found wrong
-        model.compile(tf.keras.optimizers.Adam(learning_rate), loss, metrics=list(metrics))
+        self._compile = lambda: model.compile(optimize(BACK_OFF ** len(self.recoveries)), loss, metrics=list(metrics))
+        self._compile()
 
     @property
     def epochs_done(self) -> int:
         return len(self.history.get(self.monitor, ()))
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch, from 0, with the best finite monitored value; the first where none is finite."""
-        sign = 1 if self.mode == "min" else -1
-        values = [sign * value if math.isfinite(value) else math.inf for value in self.history[self.monitor]]
-        return values.index(min(values))
 
     def best_figures(self) -> dict[str, float]:
         """Validation's figures of the best epoch."""
@@ -78,23 +102,25 @@ class NeuralNetwork:
         batches: Batches,
         steps: int,
         epochs: int,
-        validate: Validate,
+        validate: Validate = dict,
         patience: int = 0,
         resume: bool = False,
         callbacks: tuple = (),
-        watch: Watch = lambda epochs: None,
+        watch: Watch = no_watch,
+        recover: bool = False,
     ) -> dict[str, list[float]]:
         """Train to `epochs`, or until `patience` (0: never) epochs in a row were no better; end at the best weights.
 
         `batches(epoch)` is the endless stream that starts at `epoch`, `steps` batches an epoch; `validate` returns the
         validation's figures. Keras `callbacks` see them among the epoch's logs. `watch` looks at all epochs so far:
-        what it finds wrong is said once and, but for a mere lag, ends the training.
+        what it finds wrong is said once and, but for a mere lag, ends the training. With `recover` a collapse takes it
+        back to the last healthy epoch instead, at a lower rate; the epochs since then are struck from the history.
         """
         if resume and self.file.exists():
             self.restore()
-        start = self.epochs_done
-        self.diagnosis = watch(self.epochs()) if start else None
-        if start < epochs and not self.finished(patience):
+        self.diagnosis = watch.diagnose(self.epochs()) if self.epochs_done else None
+        while self.epochs_done < epochs and not self.finished(patience):
+            start = self.epochs_done
             self.model.fit(
                 batches(start),
                 initial_epoch=start,
@@ -103,12 +129,30 @@ class NeuralNetwork:
                 verbose=0,
                 callbacks=[_Epochs(self, epochs, steps, validate, patience, watch), *callbacks],
             )
+            collapsed = self.diagnosis is not None and self.diagnosis.kind in ("collapse", "nan")
+            if not (recover and collapsed and len(self.recoveries) < RECOVERIES):
+                break
+            self.go_back(steps)
         if not math.isfinite(self.history[self.monitor][self.best_epoch]):
             raise UserError(
                 f"{self.name}: no epoch had a finite {self.monitor}; lower the learning rate or enlarge the batch"
             )
-        self.model.set_weights(self.best_weights)
+        self.model.set_weights(self.weights["best"])
         return self.history
+
+    def go_back(self, steps: int) -> None:
+        """Take up the last healthy epoch again, at a lower learning rate."""
+        self.recoveries.append(self.diagnosis.message)
+        self.diagnosis = None
+        self.history = {name: values[: self.healthy_epochs] for name, values in self.history.items()}
+        if self.best_epoch >= self.healthy_epochs:
+            self.best_epoch, self.weights["best"] = max(self.healthy_epochs - 1, 0), self.weights["healthy"]
+        self._compile()
+        self.model.optimizer.iterations.assign(self.healthy_epochs * steps)
+        self.model.set_weights(self.weights["healthy"])
+        self.save()
+        rate = f"{BACK_OFF ** len(self.recoveries):g} of the learning rate"
+        tqdm.write(f"{self.name}: back to epoch {self.healthy_epochs}, at {rate}")
 
     def out_of_patience(self, patience: int) -> bool:
         return bool(patience) and self.epochs_done > 0 and self.epochs_done - 1 - self.best_epoch >= patience
@@ -117,22 +161,30 @@ class NeuralNetwork:
         """Whether no epoch is to follow, however many were asked for."""
         return self.out_of_patience(patience) or (self.diagnosis is not None and self.diagnosis.kind != "lag")
 
-    def record(self, logs: dict[str, float]) -> None:
-        """Append an epoch to the history, keep its weights if it is the best so far, and save the state."""
+    def record(self, logs: dict[str, float], watch: Watch = no_watch) -> None:
+        """Append an epoch to the history, have it looked at, keep its weights if it is the best, save the state."""
         for key, value in logs.items():
             self.history.setdefault(key, []).append(float(value))
-        if self.best_epoch == self.epochs_done - 1:
-            self.best_weights = self.model.get_weights()
+        latest, values = self.epochs_done - 1, self.history[self.monitor]
+        if self.mode == "last" or latest == 0 or self._better(values[latest], values[self.best_epoch]):
+            self.best_epoch, self.weights["best"] = latest, self.model.get_weights()
+        self.diagnosis = watch.diagnose(self.epochs())
+        if watch.healthy(self.epochs()[-1]):
+            self.healthy_epochs, self.weights["healthy"] = latest + 1, self.model.get_weights()
         self.save()
 
+    def _better(self, value: float, best: float) -> bool:
+        sign = 1 if self.mode == "min" else -1
+        return math.isfinite(value) and not (math.isfinite(best) and sign * value >= sign * best)
+
     def save(self) -> None:
-        arrays = {f"model_{i}": value for i, value in enumerate(self.model.get_weights())}
-        arrays |= {f"optimizer_{i}": value.numpy() for i, value in enumerate(self.model.optimizer.variables)}
-        arrays |= {f"best_{i}": value for i, value in enumerate(self.best_weights)}
+        arrays = {f"model-{i}": value for i, value in enumerate(self.model.get_weights())}
+        arrays |= {f"optimizer-{i}": value.numpy() for i, value in enumerate(self.model.optimizer.variables)}
+        arrays |= {f"{kind}-{i}": value for kind, parts in self.weights.items() for i, value in enumerate(parts)}
         partial = self.file.with_suffix(".partial")
         with open(partial, "wb") as stream:
-            facts = {"history": json.dumps(self.history), "identity": json.dumps(self.identity)}
-            np.savez(stream, **{name: np.array(text) for name, text in facts.items()}, **arrays)
+            facts = {name: np.array(json.dumps(getattr(self, name))) for name in FACTS}
+            np.savez(stream, **facts, **arrays)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(self.file)
@@ -145,21 +197,24 @@ class NeuralNetwork:
         """
         try:
             with open(self.file, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
-                former, self.history = (json.loads(str(saved[name])) for name in ("identity", "history"))
+                facts = {name: json.loads(str(saved[name])) for name in FACTS}
                 parts = {
-                    part: [saved[f"{part}_{i}"] for i in range(sum(name.startswith(part) for name in saved.files))]
-                    for part in ("model", "optimizer", "best")
+                    part: [saved[f"{part}-{i}"] for i in range(sum(name.startswith(f"{part}-") for name in saved))]
+                    for part in ("model", "optimizer", *self.weights)
                 }
-            changed = [name for name, value in self.identity.items() if former.get(name) != value]
+            changed = [name for name, value in self.identity.items() if facts["identity"].get(name) != value]
             if changed:
                 raise UserError(
                     f"{self.file} is of a run with another {', '.join(changed)}: resume with the same options"
                 )
+            for name in FACTS[1:]:
+                setattr(self, name, facts[name])
+            self._compile()
             self.model.set_weights(parts["model"])
             self.model.optimizer.build(self.model.trainable_variables)
             for variable, value in zip(self.model.optimizer.variables, parts["optimizer"], strict=True):
                 variable.assign(value)
-            self.best_weights = parts["best"]
+            self.weights = {kind: parts[kind] for kind in self.weights}
         except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise UserError(f"{self.file} can't be resumed ({error}); remove it to start anew") from error
 
@@ -188,12 +243,12 @@ class _Epochs(tf.keras.callbacks.Callback):
         self.bar.close()
         seconds = time.perf_counter() - self.begun
         logs.update(self.validate())
-        self.network.record(logs)
+        known = self.network.diagnosis
+        self.network.record(logs, self.watch)
         name, monitor = self.network.name, self.network.monitor
         best = " *" if self.network.best_epoch == epoch else ""
-        figures = f"loss {logs['loss']:.4f}  {monitor} {logs[monitor]:.4f}"
+        figures = "  ".join(f"{key} {logs[key]:.4f}" for key in dict.fromkeys(("loss", monitor)))
         tqdm.write(f"{name} {epoch + 1}/{self.epochs}  {figures}  {seconds:.0f} s{best}")
-        known, self.network.diagnosis = self.network.diagnosis, self.watch(self.network.epochs())
         if self.network.diagnosis and (known is None or known.kind != self.network.diagnosis.kind):
             tqdm.write(f"{name}: {self.network.diagnosis.message}")
         self.model.stop_training = self.network.finished(self.patience)

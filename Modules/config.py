@@ -25,6 +25,7 @@ class Data:
     saturation: float = 0.0  # fraction of the saturation
     hue: float = 0.0  # fraction of the colour circle
     noise: float = 0.03  # standard deviation, fraction of the full range
+    external: str = "join"  # images of --external sets: join stage 1, pretrain it on their own diagnoses, or ignore
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,21 @@ class Embedding:
     batch_norm_momentum: float = 0.9  # Keras's 0.99 lags behind at a few dozen steps an epoch
     dense_units: tuple[int, ...] = (256,)  # fully connected layers between backbone and embedding
     embedding_size: int = 128  # dimensions, as in FaceNet
+    normalisation: str = "row"  # each embedding has length 1; batch: the whole batch has, the likely published failure
+    views: int = 1  # flips and turns whose mean is the embedding of a picture, in the saved model: 1, 2, 4 or 8
     loss: str = "tfa-semi-hard"  # see Modules/metric_learning/losses.py
     margin: float = 0.4  # between positive and negative distance; distances run from 0 to 2
     final_margin: float = 0.0  # of the last epoch, reached in a straight line; 0: as `margin`
     distance: str = "L2"  # L2, as the reference ran it, or squared-L2, as FaceNet prints it
     batches: str = "shuffled"  # shuffled, or class: P classes x K images of many patients
+    positives: str = "any"  # any, or other-patient: an anchor's positive may not show its own patient
+    classification: float = 0.0  # weight of a cross-entropy on the embedding beside the metric loss; 0: none
     learning_rate: float = 1e-3  # of Adam
+    weight_decay: float = 0.0  # of AdamW, decoupled from the rate's gradient step; 0: plain Adam
+    schedule: str = "constant"  # of the rate: constant, or cosine after a warm-up
+    pretrain_epochs: int = 8  # on the diagnoses of external images, where they are to pretrain
     epochs: int = 20
+    keep: str = "best"  # the epoch with the lowest validation loss, or the last, for a rate that ends at 0
     patience: int = 0  # epochs without a better validation loss before stopping; 0: never
 
 
@@ -143,10 +152,23 @@ STAGES = {"data": Data, "embedding": Embedding, "classifier": Classifier}
 # What a value may be, both ends included. Else whole numbers start at 1, the others at 0.
 LIMITS = {
     "patience": (0, math.inf),
+    "pretrain_epochs": (0, math.inf),
     "outputs": (1, 2),
     "dropout": (0, 0.99),
     "zoom": (0, 0.99),
     "batch_norm_momentum": (0, 1),
+}
+
+
+# What a word may be.
+WORDS = {
+    "external": ("join", "pretrain", "ignore"),
+    "normalisation": ("row", "batch"),
+    "positives": ("any", "other-patient"),
+    "keep": ("best", "last"),
+    "schedule": ("constant", "cosine"),
+    "batches": ("shuffled", "class"),
+    "views": ("1", "2", "4", "8"),
 }
 
 
@@ -163,6 +185,8 @@ def _option(stage: str, name: str) -> str:
 
 def _parsed(item: Field, text: str):
     """A field's value from its text: `true`, `3`, `0.5`, `256,64` or a word; a ValueError says what was expected."""
+    if item.name in WORDS and text not in WORDS[item.name]:
+        raise ValueError(", ".join(WORDS[item.name]))
     if item.type is str:
         return text
     if item.type is bool:

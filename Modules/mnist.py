@@ -20,7 +20,7 @@ from Modules import runtime
 from Modules.evaluation import figures, report
 from Modules.metric_learning.losses import make_loss
 from Modules.metric_learning.quality import embedding_quality
-from Modules.NeuralNetwork import NeuralNetwork
+from Modules.NeuralNetwork import NeuralNetwork, adam
 
 layers = tf.keras.layers
 
@@ -78,7 +78,7 @@ def warm_up(folder: Path, seed: int, resume: bool = False) -> dict:
     loss = make_loss("tfa-semi-hard", MARGIN)
     _, steps = vector_batches(training, targets, BATCH, seed)
     network = NeuralNetwork(
-        build_network(), "embedding", folder, loss, LEARNING_RATE, monitor="val_knn_accuracy", mode="max"
+        build_network(), "embedding", folder, loss, adam(LEARNING_RATE), monitor="val_knn_accuracy", mode="max"
     )
 
     def validate() -> dict[str, float]:

@@ -33,15 +33,20 @@ COLUMNS = (
     "sha256",
     "fold",
 )
+# What is known of an image beside its class: for pretraining on diagnoses, and to see whom a model fails.
+CLINICAL = ("lesion_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis")
 SPLITS = (*SHARES, "external", "excluded")
 LABELS = ("benign", "malignant")  # folder names, by target
 SAMPLE = 64  # files whose hash is checked at each start; --verify checks all
 
 
 def write_manifest(folder: Path, table: pd.DataFrame, facts: dict) -> None:
-    """Write `table` (COLUMNS) as manifest.csv and `facts`, the counts and its hash as manifest.json into `folder`."""
+    """Write manifest.csv, `table` (COLUMNS, and CLINICAL where known), and manifest.json into `folder`.
+
+    The latter holds `facts`, the counts and the table's hash.
+    """
     _check(table, folder)
-    table = table.loc[:, list(COLUMNS)]
+    table = table.reindex(columns=[*COLUMNS, *CLINICAL])
     data = table.to_csv(index=False, lineterminator="\n").encode()
     (folder / TABLE).write_bytes(data)
     counts = {
@@ -65,19 +70,21 @@ def write_manifest(folder: Path, table: pd.DataFrame, facts: dict) -> None:
 
 
 def read_manifest(folder: Path, verify: bool = False) -> pd.DataFrame:
-    """The manifest of the data set in `folder`, checked: COLUMNS in that order.
+    """The manifest of the data set in `folder`, checked: COLUMNS and CLINICAL in that order.
 
-    `target` int, `balanced` bool, `fold` int (-1: none), the rest str (NA where empty). Raises UserError, with the
-    offending ids, when it was edited, when a patient, group or picture crosses splits or folds (external counts as
-    training), when a picture is missing or another than was written (a sample; `verify`: each).
+    `target` int, `balanced` bool, `fold` int (-1: none), `age_approx` float (years), the rest str
+    (NA where empty). Raises UserError, with the offending ids, when it was edited, when a patient, group or picture
+    crosses splits or folds (external counts as training), when a picture is missing or another than was written (a
+    sample; `verify`: each).
     """
     folder = Path(folder)
     data, facts = _load(folder)
     if hashlib.sha256(data).hexdigest() != facts.get("sha256"):
         raise UserError(f"{folder / TABLE} was changed after it was written. {REMEDY}")
     try:
-        table = pd.read_csv(io.BytesIO(data), dtype="str", keep_default_na=False, na_values=[""])[list(COLUMNS)]
-        table = table.astype({"target": int, "fold": int})
+        table = pd.read_csv(io.BytesIO(data), dtype="str", keep_default_na=False, na_values=[""])
+        table = table[list(COLUMNS)].join(table.reindex(columns=list(CLINICAL)).astype("str"))
+        table = table.astype({"target": int, "fold": int, "age_approx": float})
         table["balanced"] = table["balanced"].map({"True": True, "False": False}).astype(bool)
     except (ValueError, KeyError) as error:
         raise UserError(f"{folder / TABLE} is no manifest: {error}. {REMEDY}") from None

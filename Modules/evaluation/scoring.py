@@ -9,16 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from Modules.cli import UserError
 from Modules.evaluation.metrics import evaluate
 from Modules.metric_learning.collapse import CLOSE
-from Modules.metric_learning.quality import embedding_quality
+from Modules.metric_learning.quality import embedding_quality, k_shot
 
 BLOCK = 256  # embeddings compared with the whole gallery at once
 
@@ -79,41 +75,19 @@ def evaluate_split(
     for view, rows in both_views(table).items():
         results[view] = evaluate(targets[rows], probability[rows], threshold, units(table)[rows])
         quality = embedding_quality(embeddings[rows], targets[rows], groups[rows], known)
-        results[view]["embedding"] = quality | {"collapsed": (quality["mean_negative_distance"] or 0) < CLOSE}
+        results[view]["embedding"] = quality | {
+            "collapsed": (quality["mean_negative_distance"] or 0) < CLOSE,
+            "k_shot": k_shot(embeddings[rows], targets[rows], groups[rows], known),
+        }
     return results
 
 
-def logistic_baseline(
-    features: np.ndarray, train: pd.DataFrame, test_features: np.ndarray, test: pd.DataFrame, threshold: float
-) -> dict[str, dict]:
-    """The plain classifier: logistic regression on features [N, F] of the untrained backbone; `test` and `test_full`.
-
-    Its penalty is chosen by cross-validation inside `train`, in groups and stratified like the split; both classes
-    weigh alike, as in the network's batches.
-
-    Raises:
-        UserError: all images of a class in `train` are of one group.
-    """
-    groups = train.groupby("target")["group"].nunique().min()
-    if groups < 2:
-        raise UserError("the train split has one class of a single patient; expected 2 patients or more: add images")
-    # Not GroupKFold: a fold of one class has no ROC AUC, and then the first penalty would win whatever the others do.
-    folds = StratifiedGroupKFold(min(5, groups)).split(features, train["target"], train["group"])
-    regression = LogisticRegressionCV(
-        Cs=np.logspace(-5, 1, 7),
-        cv=list(folds),
-        scoring="roc_auc",
-        class_weight="balanced",
-        max_iter=2000,
-        l1_ratios=(0.0,),
-        use_legacy_attributes=False,
-    )
-    classifier = make_pipeline(StandardScaler(), regression).fit(features, train["target"])
-    probability = classifier.predict_proba(test_features)[:, 1]
-    targets = test["target"].to_numpy()
+def evaluate_baseline(table: pd.DataFrame, probability: np.ndarray) -> dict[str, dict]:
+    """`test` and `test_full` of a plain classifier's probabilities [N]; it calls malignant what is likelier so."""
+    targets = table["target"].to_numpy()
     return {
-        view: evaluate(targets[rows], probability[rows], threshold, units(test)[rows])
-        for view, rows in both_views(test).items()
+        view: evaluate(targets[rows], probability[rows], 0.5, units(table)[rows])
+        for view, rows in both_views(table).items()
     }
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from Modules.config import Embedding
 from Modules.evaluation.scoring import embed
-from Modules.metric_learning.collapse import Diagnosis, diagnose, embedding_statistics
+from Modules.metric_learning.collapse import Watch, diagnose, embedding_statistics, is_healthy
 from Modules.metric_learning.losses import MARGIN_LOSSES, MetricLoss
 from Modules.metric_learning.quality import embedding_quality
 from Modules.metric_learning.sampling import shuffled
@@ -43,10 +43,14 @@ def embedding_figures(
     return {f"val_{name}": np.nan if value is None else value for name, value in figures.items()}
 
 
-def watch(loss: MetricLoss, name: str) -> Callable[[list[dict[str, float]]], Diagnosis | None]:
+def watch(loss: MetricLoss, name: str) -> Watch:
     """What `NeuralNetwork.fit` asks after every epoch: is the embedding that `loss` called `name` trains collapsing?"""
     has_margin = all(part.strip() in MARGIN_LOSSES for part in name.split(","))
-    return lambda epochs: diagnose(epochs, float(loss.margin) if has_margin else None)
+
+    def margin() -> float | None:  # it may move
+        return float(loss.margin) if has_margin else None
+
+    return Watch(lambda epochs: diagnose(epochs, margin()), lambda epoch: is_healthy(epoch, margin()))
 
 
 def classifier_figures(model: tf.keras.Model, embeddings: np.ndarray, targets: np.ndarray) -> dict[str, float]:

@@ -7,7 +7,9 @@ margin. So the loss alone proves nothing; the distances show which of the two it
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +31,16 @@ class Diagnosis:
     kind: str
     epoch: int
     message: str
+
+
+class Watch(NamedTuple):
+    """Two looks at a training: `diagnose` at all its epochs, `healthy` at one, which may be returned to."""
+
+    diagnose: Callable[[list[dict]], Diagnosis | None]
+    healthy: Callable[[dict], bool]
+
+
+no_watch = Watch(lambda epochs: None, lambda epoch: True)
 
 
 def embedding_statistics(
@@ -78,9 +90,9 @@ def active_triplets(images: tuple[np.ndarray, np.ndarray, np.ndarray], margin: f
 def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Diagnosis | None:
     """What is wrong with a training, told from its epochs so far; None as long as nothing is.
 
-    history: one record an epoch: `loss`, of the metric loss alone, and the numbers of `embedding_statistics`, with or
-    without Keras's `val_` in front; `epoch` if they do not count from 1. What is missing, None or NaN is passed over.
-    Leave out the epochs of a warm-up. margin: None for a loss that has none.
+    history: one record an epoch: `metric_loss`, or `loss` where that is the metric loss alone, and the numbers of
+    `embedding_statistics`, with or without Keras's `val_` in front; `epoch` if they do not count from 1. What is
+    missing, None or NaN is passed over. Leave out the epochs of a warm-up. margin: None for a loss that has none.
 
     nan: the loss is not a number.
     collapse: for `patience` epochs the loss is at the margin, and the classes are closer than CLOSE. Where embeddings
@@ -97,7 +109,7 @@ def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Di
     """
     if not history:
         return None
-    epoch, loss = history[-1].get("epoch", len(history)), history[-1].get("loss")
+    epoch, loss = history[-1].get("epoch", len(history)), _loss(history[-1])
     if loss is not None and not math.isfinite(loss):
         cure = "lower --learning-rate or use --precision float32"
         return Diagnosis("nan", epoch, f"epoch {epoch}: the loss is {loss}; {cure}")
@@ -119,10 +131,21 @@ def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Di
     return None
 
 
+def is_healthy(record: dict, margin: float | None) -> bool:
+    """Whether an epoch, a record as in `diagnose`, shows no sign of collapse by itself."""
+    loss = _loss(record)
+    return loss is not None and math.isfinite(loss) and not _collapsed(record, margin)
+
+
 def _value(record: dict, name: str) -> float | None:
     """A number of a record, None where it is missing or undefined."""
     value = record.get(name, record.get(f"val_{name}"))
     return None if value is None or math.isnan(value) else float(value)
+
+
+def _loss(record: dict) -> float | None:
+    """The metric loss, which is a part of the loss where a classification is learned beside it; NaN stays NaN."""
+    return record.get("metric_loss", record.get("loss", record.get("val_loss")))
 
 
 def _unit_length(record: dict) -> bool | None:
@@ -132,7 +155,7 @@ def _unit_length(record: dict) -> bool | None:
 
 
 def _collapsed(record: dict, margin: float | None) -> bool:
-    distance, loss = _value(record, "mean_negative_distance"), _value(record, "loss")
+    distance, loss = _value(record, "mean_negative_distance"), _loss(record)
     if distance is None or loss is None or _lags(record, margin):
         return False
     if margin is None:
@@ -146,7 +169,7 @@ def _collapsed(record: dict, margin: float | None) -> bool:
 def _lags(record: dict, margin: float | None) -> bool:
     """A triplet's loss is the margin give or take the difference of two distances. One that is further below the margin
     was reached with greater distances than these, by the network in its training mode."""
-    distance, loss = _value(record, "mean_negative_distance"), _value(record, "loss")
+    distance, loss = _value(record, "mean_negative_distance"), _loss(record)
     known = margin is not None and distance is not None and loss is not None
     return known and distance < POINT and margin - loss > 2 * distance
 
@@ -154,14 +177,14 @@ def _lags(record: dict, margin: float | None) -> bool:
 def _recovering(recent: list[dict], margin: float | None) -> bool:
     first, last = recent[0], recent[-1]
     growing = _value(last, "mean_negative_distance") > GROWTH * _value(first, "mean_negative_distance")
-    falling = margin is None and _value(last, "loss") < FALL * _value(first, "loss")
+    falling = margin is None and _loss(last) < FALL * _loss(first)
     return falling or (growing and all(map(_unit_length, recent)))
 
 
 def _symptoms(record: dict, margin: float | None) -> str:
     """What shows the collapse, and what to change."""
     distance, norm = _value(record, "mean_negative_distance"), _value(record, "mean_norm")
-    loss = f"loss {_value(record, 'loss'):.3f}" + ("" if margin is None else f" with margin {margin:g}")
+    loss = f"loss {_loss(record):.3f}" + ("" if margin is None else f" with margin {margin:g}")
     signs = f"{loss}, mean negative distance {distance:.3f}"
     if _unit_length(record) is False:
         return f"{signs}, embeddings of length {norm:.3g} instead of 1; normalise each row, not the batch"

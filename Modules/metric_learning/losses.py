@@ -2,7 +2,8 @@
 
 Notation, the same in every function:
 
-    labels      [B] or [B, 1], integers: the class of each image of the batch
+    labels      [B] or [B, 1], integers: the class of each image of the batch; or [B, 2]: class and patient, and then
+                only an image of another patient is a positive, so that no network is paid for knowing the patient
     embeddings  [B, D], any float type: row i is the embedding of image i
     d(i, j)     the distance of two rows, "L2" (0..2 for unit vectors) or "squared-L2" (0..4)
     s(i, j)     their inner product, which is the cosine for unit vectors
@@ -65,10 +66,24 @@ def pairwise_distances(embeddings: tf.Tensor, distance: str = "L2") -> tf.Tensor
 
 
 def pair_masks(labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Which pairs (i, j) are positive (same class, i ≠ j) and which negative: two [B, B] bool."""
-    labels = tf.reshape(labels, [-1])  # [B]
-    same = labels[:, None] == labels[None, :]
-    return tf.linalg.set_diag(same, tf.zeros_like(labels, dtype=tf.bool)), ~same
+    """Which pairs (i, j) are positive (same class, i ≠ j or other patients) and which negative: two [B, B] bool."""
+    classes = classes_of(labels)
+    same = classes[:, None] == classes[None, :]
+    return same & _apart(labels), ~same
+
+
+def classes_of(labels: tf.Tensor) -> tf.Tensor:
+    """The class of each image, [B], from any form of labels."""
+    labels = tf.convert_to_tensor(labels)
+    return labels if labels.shape.rank == 1 else labels[:, 0]
+
+
+def _apart(labels: tf.Tensor) -> tf.Tensor:
+    """Which images may be each other's positive if they are of one class, [B, B] bool."""
+    labels = tf.convert_to_tensor(labels)
+    if labels.shape.rank == 2 and labels.shape[1] == 2:
+        return labels[:, None, 1] != labels[None, :, 1]
+    return ~tf.eye(tf.shape(labels)[0], dtype=tf.bool)
 
 
 def _mean(values: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
@@ -85,11 +100,11 @@ def semi_hard(labels, embeddings, margin=0.2, distance="L2"):
     1e-5 on every batch with a positive pair and two classes. There B³ triplets are compared; here each anchor's
     negatives are sorted once and each positive's place among them is bisected: O(B² log B) time, O(B²) memory.
     """
-    batch = tf.size(labels)
     pairwise = pairwise_distances(embeddings, distance)  # [B, B]
+    batch = tf.shape(pairwise)[0]
     # In order of class, an anchor's positives (and itself) are a block of columns, and its negatives all that follow it
     # cyclically: two narrow tables, P and N columns wide, in place of two masks over all B.
-    _, group, sizes = tf.unique_with_counts(tf.reshape(labels, [-1]))
+    _, group, sizes = tf.unique_with_counts(classes_of(labels))
     order = tf.argsort(group, stable=True)  # [B]
     size = tf.gather(sizes, group)[:, None]  # [B, 1]
     first = tf.gather(tf.cumsum(sizes, exclusive=True), group)[:, None]  # [B, 1]
@@ -97,7 +112,7 @@ def semi_hard(labels, embeddings, margin=0.2, distance="L2"):
     other = tf.range(tf.maximum(batch - tf.reduce_min(sizes), 1))[None, :]  # [1, N], N the most negatives of an anchor
     positives = tf.gather(order, (first + own) % batch)  # [B, P] columns of `pairwise`
     negatives = tf.gather(order, (first + size + other) % batch)  # [B, N]
-    is_pair = (own < size) & (size < batch) & (positives != tf.range(batch)[:, None])
+    is_pair = (own < size) & (size < batch) & tf.gather(_apart(labels), positives, batch_dims=1)
 
     to_positive = tf.gather(pairwise, positives, batch_dims=1)  # [B, P]
     to_negative = tf.where(other < batch - size, tf.gather(tf.stop_gradient(pairwise), negatives, batch_dims=1), FAR)
@@ -115,7 +130,7 @@ def tfa_semi_hard(labels, embeddings, margin=1.0, distance="L2"):
         warnings.simplefilter("ignore", UserWarning)
         from tensorflow_addons.losses import TripletSemiHardLoss
     loss = TripletSemiHardLoss(margin=tf.convert_to_tensor(margin, tf.float32), distance_metric=distance)
-    return loss(labels, tf.cast(embeddings, tf.float32))
+    return loss(classes_of(labels), tf.cast(embeddings, tf.float32))
 
 
 def triplet_margin(labels, embeddings, margin=1.0, distance="L2"):
@@ -173,7 +188,7 @@ def supervised_contrastive(labels, embeddings, temperature=0.1):
     Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out); mean of anchors with positives.
     """
     logits = tf.cast(inner_products(embeddings), tf.float32) / temperature  # [B, B]
-    logits = tf.linalg.set_diag(logits, tf.fill([tf.size(labels)], -FAR))
+    logits = tf.linalg.set_diag(logits, tf.fill(tf.shape(logits)[:1], -FAR))
     log_probability = logits - tf.reduce_logsumexp(logits, axis=1, keepdims=True)
     positive, _ = pair_masks(labels)
     count = tf.reduce_sum(tf.cast(positive, tf.float32), axis=1)  # [B]
@@ -228,10 +243,19 @@ def arcface(labels, cosines, margin=0.5, scale=64.0):
     angle = tf.acos(cosines)  # [B, classes]
     later = cosines - margin * tf.sin(margin)
     penalised = tf.where(angle + margin > math.pi, later, tf.cos(angle + margin))
-    labels = tf.reshape(labels, [-1])
-    is_own = tf.one_hot(labels, tf.shape(cosines)[1], on_value=True, off_value=False)
+    classes = classes_of(labels)
+    is_own = tf.one_hot(classes, tf.shape(cosines)[1], on_value=True, off_value=False)
     logits = scale * tf.where(is_own, penalised, cosines)
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits))
+
+
+def normalised_softmax(labels, cosines, scale=16.0):
+    """Cross-entropy of `scale` · cosines to the class centres: a classification on the sphere where the triplets are.
+
+    Wang, Xiang, Cheng and Yuille, "NormFace: L2 Hypersphere Embedding for Face Verification", ACM MM 2017, section 3.3.
+    """
+    logits = scale * tf.cast(cosines, tf.float32)
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(classes_of(labels), logits))
 
 
 LOSSES: dict[str, Callable[..., tf.Tensor]] = {
@@ -252,15 +276,29 @@ MARGIN_LOSSES = ("tfa-semi-hard", "semi-hard", "triplet-margin", "batch-hard")
 
 
 class MetricLoss(tf.keras.losses.Loss):
-    """One loss, or several in turn. Margin and turn are variables: a compiled step keeps plain numbers for ever."""
+    """One loss, or several in turn, and beside it, where `classification` is its weight, a classification.
 
-    def __init__(self, name: str, stages: list[Callable], margins: tuple[float, float], distance: str):
+    With a classification the model's output is that of `with_head`, [B, D + classes]. Margin and turn are variables: a
+    compiled step keeps plain numbers for ever.
+    """
+
+    def __init__(self, name: str, stages: list[Callable], margins: tuple, distance: str, classification: float):
         super().__init__(name=name)
         self.stages, self.margins, self.distance = stages, margins, distance
+        self.classification, self.classes = classification, 0  # `with_head` knows how many
         self.margin = tf.Variable(margins[0], trainable=False, dtype=tf.float32)
         self.stage = tf.Variable(0, trainable=False)
 
-    def call(self, labels, embeddings):
+    def call(self, labels, outputs):
+        value = self.metric_loss(labels, outputs)
+        if self.classification:
+            value += self.classification * normalised_softmax(labels, outputs[:, -self.classes :])
+        return value
+
+    def metric_loss(self, labels, outputs):
+        """The metric loss alone: what the collapse watch compares with the margin."""
+        embeddings = outputs[:, : -self.classes] if self.classification else outputs
+
         def value(loss):
             known = inspect.signature(loss).parameters
             settings = {name: getattr(self, name) for name in ("margin", "distance") if name in known}
@@ -279,26 +317,43 @@ class MetricLoss(tf.keras.losses.Loss):
         return tf.keras.callbacks.LambdaCallback(on_epoch_begin=move)
 
 
-def make_loss(name: str, margin: float, distance: str = "L2", final_margin: float | None = None) -> MetricLoss:
+def make_loss(
+    name: str,
+    margin: float,
+    distance: str = "L2",
+    final_margin: float | None = None,
+    classification: float = 0.0,
+    positives: str = "any",
+) -> MetricLoss:
     """The Keras loss called `name` in the table above; several names joined by commas take turns of equal length.
 
     `make_loss("triplet-margin,semi-hard,batch-hard", 0.2, final_margin=0.4)` mines random, then semi-hard, then hard
     triplets while the margin grows: hard ones fold a network that cannot yet tell anything apart onto one point. Stages
     and margin move only with the callback `loss.schedule(epochs)`. A loss without margin or distance leaves it unused.
-    Raises `UserError` for an unknown name or distance, and for arcface among others, whose input differs.
+    `classification`: weight of `normalised_softmax` beside it. `positives`: "any", or "other-patient", labels that
+    ask for it. Raises `UserError` for an unknown name or distance, and for what can't be combined.
     """
     names = [part.strip() for part in name.split(",")]
     for kind, word, known in [*(("loss", part, LOSSES) for part in names), ("distance", distance, DISTANCES)]:
         if word not in known:
             raise UserError(f"unknown {kind} {word!r}: {nearest(word, known)}")
-    if "arcface" in names and len(names) > 1:
-        raise UserError("arcface works on class centres and cannot take turns with other losses: name it alone")
+    if "arcface" in names and (len(names) > 1 or classification):
+        raise UserError("arcface works on class centres, a classification by itself: name it alone")
+    if positives != "any" and {"tfa-semi-hard", "arcface"} & set(names):
+        raise UserError(f"{name} knows no patients: use --positives any, or --loss semi-hard")
     margins = (margin, margin if final_margin is None else final_margin)
-    return MetricLoss("-then-".join(names), [LOSSES[part] for part in names], margins, distance)
+    return MetricLoss("-then-".join(names), [LOSSES[part] for part in names], margins, distance, classification)
 
 
-def with_head(embedding: tf.keras.Model, name: str, classes: int, seed: int) -> tf.keras.Model:
-    """The model to train with the loss `name`: `embedding`, for arcface with a `CosineHead` on it. Save `embedding`."""
-    if name != "arcface":
+def with_head(embedding: tf.keras.Model, loss: MetricLoss, classes: int, seed: int) -> tf.keras.Model:
+    """The model to train with `loss`, as wide as it expects; save `embedding`.
+
+    Embeddings [B, D] as they are; for arcface the cosines to `classes` centres; both side by side for a classification.
+    """
+    if arcface in loss.stages:
+        return tf.keras.Model(embedding.input, CosineHead(classes, seed)(embedding.output))
+    if not loss.classification:
         return embedding
-    return tf.keras.Model(embedding.input, CosineHead(classes, seed)(embedding.output))
+    loss.classes = classes
+    outputs = [embedding.output, CosineHead(classes, seed)(embedding.output)]
+    return tf.keras.Model(embedding.input, tf.keras.layers.Concatenate(dtype="float32")(outputs))

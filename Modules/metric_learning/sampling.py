@@ -22,6 +22,12 @@ def group_codes(groups) -> np.ndarray:
     return codes.astype(np.int64)
 
 
+def metric_labels(targets: np.ndarray, patients, positives: str) -> np.ndarray:
+    """What a metric loss takes for images of classes [N]: int32 [N], or, for positives of another patient, [N, 2]."""
+    targets = np.asarray(targets, np.int32)
+    return targets if positives == "any" else np.stack([targets, group_codes(patients).astype(np.int32)], axis=1)
+
+
 def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     """Every image once, in random order: int64 [n]."""
     return np.random.default_rng((seed, epoch)).permutation(n)

@@ -9,8 +9,8 @@ from dataset import vector_batches
 from Modules import runtime
 from Modules.cli import UserError
 from Modules.config import Classifier
-from Modules.metric_learning.collapse import Diagnosis
-from Modules.NeuralNetwork import NeuralNetwork
+from Modules.metric_learning.collapse import Diagnosis, Watch
+from Modules.NeuralNetwork import NeuralNetwork, adam
 
 rng = np.random.default_rng(0)
 VECTORS = rng.normal(size=(64, 4)).astype(np.float32)
@@ -25,7 +25,7 @@ class CutOffError(Exception):
 def network(folder, units=(8,), seed=0, dropout=0.0, **options):
     runtime.set_seeds(seed)
     model = modules.build_classifier(Classifier(units=units, dropout=dropout), 4)
-    return NeuralNetwork(model, "classifier", folder, tf.keras.losses.BinaryCrossentropy(), 0.03, **options)
+    return NeuralNetwork(model, "classifier", folder, tf.keras.losses.BinaryCrossentropy(), adam(0.03), **options)
 
 
 def stream(epoch):
@@ -81,11 +81,13 @@ def test_it_learns_and_keeps_a_value_for_every_epoch(tmp_path):
         ("min", [np.nan, 0.7, np.nan, 0.8], 1),
         ("max", [np.inf, 0.7, -np.inf, 0.8], 3),
         ("min", [np.nan] * 4, 0),
+        ("last", [0.3, 0.9, 0.5], 2),
     ],
 )
 def test_the_best_epoch_is_the_first_with_the_best_finite_value(tmp_path, mode, values, best):
     net = network(tmp_path, monitor="val_score", mode=mode)
-    net.history = {"loss": [0.0] * 4, "val_score": values}
+    for value in values:
+        net.record({"loss": 0.0, "val_score": value})
     assert net.best_epoch == best
 
 
@@ -113,8 +115,8 @@ def test_it_ends_at_the_weights_of_the_best_epoch(tmp_path, mode, best):
 def test_patience_is_out_after_so_many_epochs_without_a_better_one(tmp_path, values, patience, epochs):
     net = network(tmp_path)
     out = []
-    for done in range(8):
-        net.history = {"val_loss": values[:done]}
+    for done, value in enumerate(values, start=1):
+        net.record({"val_loss": value})
         if net.out_of_patience(patience):
             out.append(done)
     assert (out[0] if out else None) == epochs
@@ -128,7 +130,8 @@ def test_no_finite_epoch_is_the_users_to_mend(tmp_path):
 
 def test_the_best_figures_are_validations_of_the_best_epoch(tmp_path):
     net = network(tmp_path)
-    net.history = {"loss": [3.0, 2.0, 1.0], "val_loss": [0.5, 0.2, 0.9], "val_recall": [0.1, 0.7, 0.8]}
+    for loss, val_loss, recall in ((3.0, 0.5, 0.1), (2.0, 0.2, 0.7), (1.0, 0.9, 0.8)):
+        net.record({"loss": loss, "val_loss": val_loss, "val_recall": recall})
     assert net.best_figures() == {"val_loss": 0.2, "val_recall": 0.7}
 
 
@@ -153,7 +156,10 @@ def test_callbacks_see_what_validation_says(tmp_path):
 
 
 def found_from(epoch, kind):
-    return lambda epochs: Diagnosis(kind, len(epochs), f"{kind} it is") if len(epochs) >= epoch else None
+    def diagnose(epochs):
+        return Diagnosis(kind, len(epochs), f"{kind} it is") if len(epochs) >= epoch else None
+
+    return Watch(diagnose, lambda record: True)
 
 
 def test_what_the_watch_finds_ends_it_and_is_said(tmp_path, capsys):
@@ -169,6 +175,61 @@ def test_a_lag_is_said_once_and_training_goes_on(tmp_path, capsys):
     fit(net, 5, Script(net, [5, 4, 3, 2, 1]), watch=found_from(2, "lag"))
     assert net.epochs_done == 5
     assert capsys.readouterr().out.count("lag it is") == 1
+
+
+def watch_that_collapses(net, from_epoch, times):
+    """Finds a collapse two epochs after the last healthy one, `times` times."""
+
+    def diagnose(epochs):
+        if len(epochs) == from_epoch + 2 and len(net.recoveries) < times:
+            return Diagnosis("collapse", len(epochs), "collapse it is")
+        return None
+
+    return Watch(diagnose, lambda record: not (record["val_loss"] > 9 and len(net.recoveries) < times))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_collapse_is_taken_back_to_the_last_healthy_epoch_at_a_lower_rate(tmp_path, capsys, times):
+    net = network(tmp_path)
+    seen = {}
+
+    def validate():
+        epoch = net.epochs_done
+        seen.setdefault((len(net.recoveries), epoch), net.model.get_weights())
+        return {"val_loss": 10.0 if epoch >= 2 and len(net.recoveries) < times else 5.0 - epoch}
+
+    rate = float(net.model.optimizer.learning_rate)
+    steps = len(VECTORS) // BATCH
+    fit(net, 5, validate, watch=watch_that_collapses(net, 2, times), recover=True)
+    assert net.history["val_loss"] == [5.0, 4.0, 3.0, 2.0, 1.0]  # the collapsed epochs are struck out
+    assert net.recoveries == ["collapse it is"] * times
+    assert float(net.model.optimizer.learning_rate) == pytest.approx(rate * 0.1**times)
+    assert net.model.optimizer.iterations == 5 * steps
+    assert not np.array_equal(
+        seen[0, 2][0], seen[times, 2][0]
+    )  # the same epoch, from the same weights, at another rate
+    assert "back to epoch 2, at 0.1 of the learning rate" in capsys.readouterr().out
+
+
+def test_after_three_recoveries_a_collapse_ends_it(tmp_path):
+    net = network(tmp_path)
+    fit(net, 9, Script(net, [5, 4] + [10] * 9), watch=watch_that_collapses(net, 2, 99), recover=True)
+    assert len(net.recoveries) == 3
+    assert net.diagnosis.kind == "collapse"
+    assert net.best_epoch == 1
+
+
+def test_a_network_that_was_never_healthy_starts_again_from_its_first_weights(tmp_path):
+    net = network(tmp_path)
+    first = net.model.get_weights()
+    begun = []
+    watch = Watch(
+        lambda epochs: Diagnosis("nan", len(epochs), "nan it is") if not net.recoveries else None,
+        lambda record: bool(net.recoveries),
+    )
+    remember = tf.keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: begun.append(net.model.get_weights()))
+    fit(net, 1, lambda: {"val_loss": 1.0}, watch=watch, recover=True, callbacks=(remember,))
+    assert_same(begun[1], first)
 
 
 # --- Cut off and resumed ----------------------------------------------------------------------------------------------

@@ -118,7 +118,8 @@ def settings_of_fields(draw):
         str: st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
         tuple[int, ...]: st.lists(st.integers(1, 4096)).map(tuple),
     }
-    return stage, item.name, draw(kinds[item.type])
+    values = st.sampled_from([item.type(word) for word in config.WORDS.get(item.name, ())])
+    return stage, item.name, draw(values if item.name in config.WORDS else kinds[item.type])
 
 
 @settings(deadline=None)
@@ -146,7 +147,13 @@ WRONG = {
     ("stage", "name", "text"),
     [(stage, item.name, text) for stage, item in FIELDS for text in WRONG.get(item.type, ())]
     + [("data", "image_size", "0"), ("data", "batch_size", "0"), ("embedding", "epochs", "0")]
-    + [("classifier", "outputs", "3"), ("classifier", "dropout", "1"), ("data", "zoom", "1")],
+    + [(stage, item.name, "sideways") for stage, item in FIELDS if item.name in config.WORDS]
+    + [
+        ("embedding", "views", "3"),
+        ("classifier", "outputs", "3"),
+        ("classifier", "dropout", "1"),
+        ("data", "zoom", "1"),
+    ],
 )
 def test_a_wrong_value_names_its_option_and_what_was_expected(stage, name, text):
     with pytest.raises(UserError, match=f"^{option(stage, name)} {text!r}: expected "):

@@ -3,11 +3,13 @@
 import hashlib
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from Modules.cli import UserError
 from Modules.data.manifest import (
+    CLINICAL,
     COLUMNS,
     LABELS,
     fold_view,
@@ -46,7 +48,8 @@ def small_table() -> pd.DataFrame:
     rows.append(
         {**left_out, "balanced": False, "source": "set", "reason": "duplicate: official", "duplicate_of": "train01"}
     )
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *CLINICAL])
+    return table.assign(sex="female", age_approx=np.arange(len(rows)) * 5.0, diagnosis="nevus")
 
 
 @pytest.fixture
@@ -69,10 +72,11 @@ def sign_again(folder, table):
 def test_what_was_written_is_read(folder):
     table = read_manifest(folder, verify=True)
     pd.testing.assert_frame_equal(table, small_table(), check_dtype=False)
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == [*COLUMNS, *CLINICAL]
     kinds = table.dtypes.astype(str)
     assert kinds[["target", "fold", "balanced"]].tolist() == ["int64", "int64", "bool"]
-    assert set(kinds.drop(["target", "fold", "balanced"])) == {"str"}
+    assert kinds["age_approx"] == "float64"
+    assert set(kinds.drop(["target", "fold", "balanced", "age_approx"])) == {"str"}
     facts = json.loads((folder / "manifest.json").read_text())
     assert (facts["seed"], facts["source"]) == (3, "set")
     assert facts["counts"]["train"] == {"benign": 12, "malignant": 12}

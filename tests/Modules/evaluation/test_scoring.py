@@ -8,7 +8,7 @@ import tensorflow as tf
 from Modules.cli import UserError
 from Modules.evaluation import scoring
 from Modules.evaluation.metrics import evaluate
-from Modules.metric_learning.quality import embedding_quality
+from Modules.metric_learning.quality import embedding_quality, k_shot
 
 
 def table_of(target, balanced=None, groups=None):
@@ -86,12 +86,9 @@ def test_a_split_is_evaluated_on_its_balanced_set_and_on_the_whole():
     for view, rows in (("test", table["balanced"].to_numpy()), ("test_full", np.ones(40, bool))):
         chosen = table[rows]
         expected = evaluate(chosen["target"].to_numpy(), probability[rows], 0.4, chosen["patient_id"].to_numpy())
-        quality = embedding_quality(
-            embeddings[rows],
-            chosen["target"].to_numpy(),
-            chosen["group"].to_numpy(),
-            (known.astype(np.float32), gallery["targets"], gallery["groups"]),
-        )
+        images = embeddings[rows], chosen["target"].to_numpy(), chosen["group"].to_numpy()
+        lesions = known.astype(np.float32), gallery["targets"], gallery["groups"]
+        quality = embedding_quality(*images, lesions) | {"k_shot": k_shot(*images, lesions)}
         assert results[view] == {**expected, "embedding": {**quality, "collapsed": False}}
     assert results["test"]["n"] < results["test_full"]["n"] == 40
 
@@ -109,72 +106,6 @@ def test_an_unknown_patient_counts_as_its_group():
     table = table_of(np.array([0, 1, 0]), groups=[0, 0, 1])
     table["patient_id"] = ["patient 7", np.nan, np.nan]
     assert list(scoring.units(table)) == ["patient 7", "group 0", "group 1"]
-
-
-# --- The plain classifier ---------------------------------------------------------------------------------------------
-
-
-def baseline_auc(strength, n=240):
-    rng = np.random.default_rng(0)
-    target = np.arange(2 * n) % 2
-    features = rng.normal(size=(2 * n, 12)) + strength * target[:, None] * (np.arange(12) < 3)
-    train, test = table_of(target[:n], groups=np.arange(n) // 3), table_of(target[n:])
-    results = scoring.logistic_baseline(features[:n], train, features[n:], test, 0.5)
-    assert results["test"]["n"] == n
-    return results["test"]["roc_auc"]
-
-
-def test_the_baseline_finds_what_is_there_and_nothing_in_noise():
-    assert baseline_auc(strength=1.0) > 0.85
-    assert 0.4 < baseline_auc(strength=0.0) < 0.6
-
-
-def test_the_baseline_does_not_care_for_the_scale_of_a_feature():
-    rng = np.random.default_rng(0)
-    target = np.arange(80) % 2
-    features = rng.normal(size=(80, 4)) + target[:, None]
-    scaled = features * [1e-4, 1, 1e3, 1] + [0, 100, 0, -100]
-    train, test = table_of(target[:40]), table_of(target[40:])
-    one, other = (scoring.logistic_baseline(x[:40], train, x[40:], test, 0.5) for x in (features, scaled))
-    assert one["test"]["roc_auc"] == pytest.approx(other["test"]["roc_auc"])
-    assert one["test"]["brier"] == pytest.approx(other["test"]["brier"], abs=1e-6)
-
-
-def test_the_baseline_chooses_its_penalty_between_groups_and_with_both_classes(monkeypatch):
-    folds = []
-    split = scoring.StratifiedGroupKFold.split
-
-    def recorded(self, features, target, groups):
-        for parts in split(self, features, target, groups):
-            folds.append([(set(groups.iloc[part]), set(target.iloc[part])) for part in parts])
-            yield parts
-
-    monkeypatch.setattr(scoring.StratifiedGroupKFold, "split", recorded)
-    train = table_of((np.arange(60) % 10 == 0).astype(int), groups=np.arange(60) // 2)
-    scoring.logistic_baseline(random_vectors(60), train, random_vectors(6, seed=1), table_of(np.arange(6) % 2), 0.5)
-    assert len(folds) == 5
-    for (train_groups, train_classes), (test_groups, test_classes) in folds:
-        assert not train_groups & test_groups
-        assert train_classes == test_classes == {0, 1}
-
-
-def test_the_baseline_holds_with_the_fewest_images_there_may_be():
-    target = np.array([0, 0, 1, 1])
-    features = np.array([[0.0], [0.1], [1.0], [1.1]])
-    results = scoring.logistic_baseline(features, table_of(target), features, table_of(target), 0.5)
-    assert results["test"]["roc_auc"] == 1
-    with pytest.raises(UserError, match="one class of a single patient"):
-        scoring.logistic_baseline(features, table_of(target, groups=[0, 1, 2, 2]), features, table_of(target), 0.5)
-
-
-def test_the_baseline_weighs_both_classes_alike():
-    """A feature that says nothing: probabilities stay near one half, however rare malignant images are."""
-    rng = np.random.default_rng(0)
-    target = (np.arange(300) % 10 == 0).astype(int)
-    results = scoring.logistic_baseline(
-        rng.normal(size=(300, 1)), table_of(target), rng.normal(size=(300, 1)), table_of(target), 0.5
-    )
-    assert results["test"]["brier"] == pytest.approx(0.25, abs=0.02)
 
 
 # --- The gallery ------------------------------------------------------------------------------------------------------

@@ -115,16 +115,16 @@ STILL = {"val_mean_positive_distance": 0.2, "val_mean_negative_distance": 0.2, "
 def test_the_watch_knows_which_losses_end_at_their_margin(name, value, kind):
     """Ten epochs with all images close together and the loss at one value."""
     look = watch(make_loss(name, 0.3), name)
-    assert look([{"loss": value, **STILL}] * 10).kind == kind
-    assert look([{"loss": value, **STILL}]) is None
+    assert look.diagnose([{"loss": value, **STILL}] * 10).kind == kind
+    assert look.diagnose([{"loss": value, **STILL}]) is None
 
 
 def test_the_watch_follows_a_margin_that_moves():
     loss = make_loss("semi-hard", 0.3, final_margin=0.6)
     look = watch(loss, "semi-hard")
     loss.margin.assign(0.6)
-    assert look([{"loss": 0.6, **STILL}] * 10).kind == "collapse"
-    assert look([{"loss": 0.3, **STILL}] * 10).kind == "stuck"
+    assert look.diagnose([{"loss": 0.6, **STILL}] * 10).kind == "collapse"
+    assert look.diagnose([{"loss": 0.3, **STILL}] * 10).kind == "stuck"
 
 
 # --- The classifier ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,83 @@
+"""Stage 0: the embedding learns the diagnoses of external images before it meets the lesions it is for.
+
+Seven diagnoses make more of triplets than two classes do. The result depends on the external images, the recipe and the
+seed alone, never on a split, so that it is kept and used again by the runs that follow, the folds among them.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from dataset import training_batches
+from Modules.cli import UserError
+from Modules.config import Recipe
+from Modules.metric_learning.losses import make_loss, with_head
+from Modules.NeuralNetwork import NeuralNetwork, adam
+
+
+def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, folder: Path, options: dict) -> str:
+    """Train `embedding` in place on the diagnoses of `external`; the name of the file in `folder` that keeps it.
+
+    Same loss, augmentation and schedule as stage 1. `options`: seed, weights and resume of the run.
+
+    Raises:
+        UserError: fewer than two diagnoses.
+    """
+    diagnosis = external["diagnosis"].str.lower()
+    known = external[diagnosis.notna()].reset_index(drop=True)
+    codes, names = pd.factorize(diagnosis.dropna(), sort=True)
+    if len(names) < 2:
+        raise UserError(
+            f"--external pretrain needs external images of two or more diagnoses, here are {len(names)}: make the data "
+            "set with --external DIR, or use --external ignore"
+        )
+    stage, seed = recipe.embedding, options["seed"]
+    facts = {
+        "images": known["sha256"].tolist(),
+        "diagnoses": codes.tolist(),
+        "data": asdict(recipe.data),
+        "embedding": asdict(stage) | {"epochs": 0, "patience": 0, "views": 0},
+        "seed": seed,
+        "weights": options["weights"],
+    }
+    identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    file = folder / f"pretrained-{identity}.npz"
+    if file.is_file():
+        print(f"Stage 0: {file} has it already")
+        with np.load(file, allow_pickle=False) as saved:
+            embedding.set_weights([saved[name] for name in saved.files])
+        return file.name
+
+    loss = make_loss(
+        stage.loss, stage.margin, stage.distance, stage.final_margin or None, stage.classification, stage.positives
+    )
+    table = known.assign(target=codes)
+    _, steps = training_batches(table, recipe, seed)
+    network = NeuralNetwork(
+        with_head(embedding, loss, len(names), seed),
+        f"pretraining-{identity}",
+        folder,
+        loss,
+        adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * stage.pretrain_epochs),
+        monitor="loss",
+        mode="last",
+    )
+    print(f"Stage 0: {len(table)} external images of {len(names)} diagnoses, {steps} batches an epoch")
+    network.fit(
+        lambda epoch: training_batches(table, recipe, seed, start=epoch)[0],
+        steps,
+        stage.pretrain_epochs,
+        resume=options["resume"],
+        callbacks=(loss.schedule(stage.pretrain_epochs),),
+    )
+    partial = file.with_suffix(".partial")
+    with open(partial, "wb") as stream:
+        np.savez(stream, *embedding.get_weights())
+    partial.replace(file)
+    network.file.unlink()
+    return file.name
