@@ -10,6 +10,8 @@ import pandas as pd
 
 from Modules.data.manifest import LABELS
 from Modules.evaluation import figures
+from Modules.evaluation.calibration import correct_prior, mix_weights, uncalibrated
+from Modules.evaluation.scoring import both_views
 from Modules.metric_learning.quality import pair_distances
 
 SHOWN = {
@@ -94,22 +96,43 @@ def write_curves(folder: Path, stages: dict[str, tuple[dict[str, list[float]], i
 
 
 def write_test_figures(
-    folder: Path, test: pd.DataFrame, probability: np.ndarray, embeddings: np.ndarray, result: dict, margin: float
+    folder: Path, test: pd.DataFrame, probability: np.ndarray, embeddings: np.ndarray, results: dict, margin: float
 ) -> list[Path]:
-    """Confusion matrix, ROC and precision-recall curve, t-SNE and distances of the 50/50 set of a test split."""
-    rows = test["balanced"].to_numpy(bool)
+    """What `assessment.assess` found, drawn: of the 50/50 set of a test split confusion matrix, ROC and
+    precision-recall curve, t-SNE, distances and reliability; of the whole split the last at a prevalence, the curves
+    once more where it is another set, and the decision curves."""
+    everything, everywhere = test["target"].to_numpy(), probability
+    rows = both_views(test)["test"]
     test, probability, embeddings = test[rows], probability[rows], embeddings[rows]
     targets = test["target"].to_numpy()
     pairs = pair_distances(embeddings, targets, test["group"].to_numpy())
-    return _save(
-        {
-            "confusion_matrix": figures.confusion_matrix(result["confusion_matrix"], "Test set, 50/50"),
-            "roc_and_precision_recall": figures.roc_and_precision_recall(targets, probability, result),
-            "tsne": figures.tsne(embeddings, targets, "Test embedding", test["patient_id"]),
-            "distances": figures.distance_histogram(*pairs, margin=margin),
-        },
-        folder,
-    )
+    calibration, result = results["calibration"], results["test"]
+    corrected = correct_prior(everywhere, calibration["training_prevalence"], results["prevalence"])
+    pictures = {
+        "confusion_matrix": figures.confusion_matrix(result["confusion_matrix"], "Test set, 50/50"),
+        "roc_and_precision_recall": figures.roc_and_precision_recall(targets, probability, result),
+        "tsne": figures.tsne(embeddings, targets, "Test embedding", test["patient_id"]),
+        "distances": figures.distance_histogram(*pairs, margin=margin),
+        "reliability": figures.reliability(
+            targets, uncalibrated(calibration, probability), probability, "Reliability, test set 50/50"
+        ),
+        "reliability_at_prevalence": figures.reliability(
+            everything,
+            everywhere,
+            corrected,
+            f"Reliability at {results['prevalence']:.2%} malignant, by weights",
+            mix_weights(everything, results["prevalence"]),
+            ("as at 50/50", "corrected for the prevalence"),
+        ),
+        "decision_curves": figures.decision_curves(
+            {"whole test split": results["decision_curves"]["own"], "stated": results["decision_curves"]["stated"]}
+        ),
+    }
+    if len(everything) > len(targets):
+        pictures["roc_and_precision_recall_full"] = figures.roc_and_precision_recall(
+            everything, everywhere, results["test_full"], "Ranking of the whole test split"
+        )
+    return _save(pictures, folder)
 
 
 def _save(pictures: dict, folder: Path) -> list[Path]:

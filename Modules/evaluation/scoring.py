@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from Modules.cli import UserError
-from Modules.evaluation.metrics import evaluate
+from Modules.evaluation.metrics import PREVALENCE, evaluate
 from Modules.metric_learning.collapse import CLOSE
 from Modules.metric_learning.quality import embedding_quality, k_shot
 
@@ -63,17 +63,22 @@ def units(table: pd.DataFrame) -> pd.Series:
 
 
 def evaluate_split(
-    table: pd.DataFrame, probability: np.ndarray, embeddings: np.ndarray, gallery: dict, threshold: float
+    table: pd.DataFrame,
+    probability: np.ndarray,
+    embeddings: np.ndarray,
+    gallery: dict,
+    threshold: float,
+    prevalence: float = PREVALENCE,
 ) -> dict[str, dict]:
     """`test` and `test_full`: the metrics of a split's probabilities [N], and the quality of its embeddings [N, D].
 
-    The embedding's neighbours come from the gallery, never from the same group.
+    `ppv` and `npv` are those at `prevalence`. The embedding's neighbours come from the gallery, never from the same group.
     """
     targets, groups = table["target"].to_numpy(), table["group"].to_numpy()
     known = (gallery["embeddings"].astype(np.float32), gallery["targets"], gallery["groups"])
     results = {}
     for view, rows in both_views(table).items():
-        results[view] = evaluate(targets[rows], probability[rows], threshold, units(table)[rows])
+        results[view] = evaluate(targets[rows], probability[rows], threshold, units(table)[rows], prevalence)
         quality = embedding_quality(embeddings[rows], targets[rows], groups[rows], known)
         results[view]["embedding"] = quality | {
             "collapsed": (quality["mean_negative_distance"] or 0) < CLOSE,
