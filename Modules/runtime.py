@@ -94,6 +94,11 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+def _gpus() -> list[str]:
+    details = tf.config.experimental.get_device_details
+    return [details(gpu).get("device_name", gpu.name) for gpu in tf.config.list_physical_devices("GPU")]
+
+
 def versions() -> dict[str, str]:
     """What a result depends on beside the code."""
     return {
@@ -103,5 +108,5 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "gpu": ", ".join(device.name for device in tf.config.list_physical_devices("GPU")) or "none",
+        "gpu": ", ".join(_gpus()) or "none",
     }

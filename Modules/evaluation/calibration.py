@@ -1,7 +1,7 @@
 """Calibration on validation, correction for the prevalence, and the choice of a threshold.
 
-Every correction is a line in the logit: `scale * logit + offset`. It keeps the ranking and is a fixed dense layer of the
-saved model. (Isotonic regression would do neither, and needs many hundreds of images.)
+Every correction is a line in the logit: `scale * logit + offset`. It keeps the ranking and is a fixed dense layer of
+the saved model. (Isotonic regression would do neither, and needs many hundreds of images.)
 """
 
 import numpy as np
@@ -133,7 +133,7 @@ def correct_prior(probability: np.ndarray, training_prevalence: float, prevalenc
 
 
 def parse_rule(rule: str) -> tuple[str, float | None]:
-    """(name, number) of `half`, `youden`, `f1`, `sensitivity=S` (0 < S <= 1) or `cost=R` (R > 0); UserError for others."""
+    """(name, number) of `half`, `youden`, `f1`, `sensitivity=S` (0 < S <= 1) or `cost=R` (R > 0), else UserError."""
     name, equals, number = rule.strip().lower().partition("=")
     if name not in ("half", "youden", "f1", "sensitivity", "cost"):
         raise UserError(f"unknown threshold rule {rule}: {nearest(rule, RULES)}")
@@ -156,10 +156,11 @@ def parse_rule(rule: str) -> tuple[str, float | None]:
 def choose_threshold(target: np.ndarray, probability: np.ndarray, rule: str) -> float:
     """The threshold t (malignant where probability >= t) that `rule` picks on target int [N], probability float [N].
 
-    `half`: 0.5, whatever the images: Bayes' rule for a calibrated probability where both errors cost the same. A
-    threshold chosen on a hundred images is mostly noise. `youden`: the largest sensitivity + specificity - 1. `sensitivity=S`: the highest threshold that reaches it. `f1`:
-    the largest F1. `cost=R`: the least cost, a missed malignant image counting R false alarms. Among equals the highest
-    threshold. It lies halfway between two neighbouring scores, where another machine's rounding flips no image.
+    `half`: 0.5, whatever the images: Bayes' rule for a calibrated probability where both errors cost the same, and free
+    of the noise of a threshold chosen on a hundred images. `youden`: the largest sensitivity + specificity - 1.
+    `sensitivity=S`: the highest threshold that reaches it. `f1`: the largest F1. `cost=R`: the least cost, a missed
+    malignant image counting R false alarms, at the shares of these images. Among equals the highest threshold. It lies
+    halfway between two neighbouring scores, where another machine's rounding flips no image.
     Raises UserError for an unknown rule and where one class is missing.
     """
     name, value = parse_rule(rule)

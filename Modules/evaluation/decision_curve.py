@@ -1,8 +1,8 @@
 """Decision curve: is acting on the model better than treating everybody or nobody?
 
-Net benefit (Vickers & Elkin, Medical Decision Making 2006): true positives less false ones, a false one counting as much
-as the odds of the threshold probability, all per image. Somebody who would excise up to 20 lesions for one melanoma acts
-from a probability of 1 / 20 on, and reads the curve there.
+Net benefit (Vickers & Elkin, Medical Decision Making 2006): true positives less false ones, a false one counting as
+much as the odds of the threshold probability, all per image. Somebody who would excise up to 20 lesions for one
+melanoma acts from a probability of 1 / 20 on, and reads the curve there.
 """
 
 import numpy as np

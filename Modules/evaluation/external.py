@@ -35,7 +35,7 @@ def read_labelled(path: Path) -> tuple[pd.DataFrame, list[str]]:
     """The pictures of a labelled set, one row each, and what its reader should know.
 
     `path`: a folder of class folders (the innermost folder named as a class counts), a folder with one table in it, or
-    a table (CSV) that names its pictures by path (from its own folder) or by id (file names anywhere below it). The rows:
+    a table (CSV) that names its pictures by path (from its own folder) or by id (file names anywhere below it). Rows:
     `isic_id`, `file` (str), `target` int, `patient_id` (str or NA), `group` (lesion, else the image) and the other
     columns of DESCRIBING, NA where unknown. Raises UserError where there is neither, or no picture is left.
     """

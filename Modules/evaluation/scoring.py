@@ -72,7 +72,8 @@ def evaluate_split(
 ) -> dict[str, dict]:
     """`test` and `test_full`: the metrics of a split's probabilities [N], and the quality of its embeddings [N, D].
 
-    `ppv` and `npv` are those at `prevalence`. The embedding's neighbours come from the gallery, never from the same group.
+    `ppv` and `npv` are those at `prevalence`. The embedding's neighbours come from the gallery, never from the same
+    group.
     """
     targets, groups = table["target"].to_numpy(), table["group"].to_numpy()
     known = (gallery["embeddings"].astype(np.float32), gallery["targets"], gallery["groups"])

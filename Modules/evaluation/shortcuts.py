@@ -1,9 +1,9 @@
 """Does the model read the lesion or the picture around it?
 
 What a model says with the lesion covered, or of the rim of the picture alone, should be worth nothing (Bissoto et al.,
-"(De)Constructing bias on skin lesion datasets", CVPR workshops 2019). Hair, rulers and skin tones are strata in which it
-should rank equally well. All of it is found by classical image processing, at WORK x WORK pixels: good enough to compare
-groups of pictures, not to trust on a single one.
+"(De)Constructing bias on skin lesion datasets", CVPR workshops 2019). Hair, rulers and skin tones are strata in which
+it should rank equally well. All of it is found by classical image processing, at WORK x WORK pixels: good enough to
+compare groups of pictures, not to trust on a single one.
 """
 
 import os
@@ -55,7 +55,7 @@ def lesion_mask(image: np.ndarray) -> tuple[np.ndarray, bool]:
         return fallback, False
     dark = ((darkness > threshold) & field).astype(np.uint8)
     dark = cv2.morphologyEx(dark, cv2.MORPH_OPEN, _disc(0.02 * width))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(dark)
+    count, labels = cv2.connectedComponents(dark)
     if count < 2:
         return fallback, False
     # Central pixels count most: what is dark at the rim is a shadow, and nearly every picture has one lesion.
