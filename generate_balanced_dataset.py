@@ -14,7 +14,6 @@ validation, 20 % test. The balanced set is as many benign as malignant images of
 
 Written into the output folder, which is replaced only when everything is done:
     manifest.csv, manifest.json            every listed image, where it went and why; how it was made
-    metadata.csv                           age, sex, site and diagnosis, where the source tells them
     {train,validation,test}/{benign,malignant}/ID.jpg, external/...    every usable image
     report.md, report.png                  counts per split, class, sex, age and site; what was excluded
 """
@@ -29,7 +28,7 @@ from Modules.cli import Parser, UserError, run
 from Modules.data.duplicates import near_duplicates
 from Modules.data.groups import equal_pairs
 from Modules.data.images import scan
-from Modules.data.manifest import LABELS, SPLITS, TABLE, write_description, write_manifest
+from Modules.data.manifest import LABELS, SPLITS, TABLE, write_manifest
 from Modules.data.metadata import DUPLICATES, read_official, read_sources, read_table, same_ids, shown
 from Modules.data.output import check_output, replacing, write_pictures
 from Modules.data.plan import plan, read_kept
@@ -94,7 +93,6 @@ def generate(
     with replacing(output) as folder:
         images = write_pictures(images, folder, output, size)
         write_manifest(folder, images, options)
-        write_description(folder, images)
         write_report(folder, images, pairs, options)
     return images
 

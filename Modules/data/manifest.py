@@ -17,8 +17,6 @@ from Modules.data.metadata import shown
 from Modules.data.splits import SHARES, assign, draw_balanced
 
 TABLE, FACTS = "manifest.csv", "manifest.json"
-DESCRIPTION = "metadata.csv"  # what is known of the images beside: age, sex, site, diagnosis
-DESCRIBING = ("isic_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis")
 GENERATOR = "generate_balanced_dataset.py"
 REMEDY = f"Make the data set again with {GENERATOR}"
 COLUMNS = (
@@ -93,28 +91,6 @@ def read_manifest(folder: Path, verify: bool = False) -> pd.DataFrame:
     _check(table, folder)
     _check_files(table, folder, verify)
     return table
-
-
-def write_description(folder: Path, images: pd.DataFrame) -> None:
-    """Write the columns DESCRIBING of every image beside its manifest; training never reads them."""
-    images.loc[:, list(DESCRIBING)].to_csv(folder / DESCRIPTION, index=False, lineterminator="\n")
-
-
-def read_description(folder: Path) -> pd.DataFrame | None:
-    """The columns DESCRIBING of the data set in `folder`, `age_approx` in years; None where it has no such table."""
-    file = Path(folder) / DESCRIPTION
-    if not file.is_file():
-        return None
-    try:
-        words = pd.read_csv(file, dtype="str", keep_default_na=False, na_values=[""])[list(DESCRIBING)]
-        return words.astype({"age_approx": float})
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{file} is damaged ({error}). {REMEDY}") from None
-
-
-def read_facts(folder: Path) -> dict:
-    """What `write_manifest` wrote beside the table: how the data set was made, and its counts."""
-    return _load(Path(folder))[1]
 
 
 def manifest_sha256(folder: Path) -> str:

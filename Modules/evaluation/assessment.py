@@ -4,15 +4,13 @@ Calibration and threshold come from validation (`decide`), before the test split
 how they fall.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
 from dataset import image_batches
 from Modules.config import Data
-from Modules.data.manifest import LABELS, read_description
+from Modules.data.manifest import LABELS
 from Modules.evaluation import scoring
 from Modules.evaluation.calibration import (
     TRAINING_PREVALENCE,
@@ -59,18 +57,16 @@ def score_table(model: tf.keras.Model, table: pd.DataFrame, config: Data) -> tup
 
 
 def assess(
-    model: tf.keras.Model, table: pd.DataFrame, gallery: dict, facts: dict, prevalence: float, data: Path
+    model: tf.keras.Model, table: pd.DataFrame, gallery: dict, facts: dict, prevalence: float
 ) -> tuple[dict, np.ndarray, np.ndarray]:
     """Every result on the whole test split `table`, and its probabilities float [N] and embeddings float [N, D].
 
-    facts: `config`, `threshold` and `calibration` of the run. data: the folder of the data set, for what it knows of
-    the images. The results: `prevalence`, `test` and `test_full`, `calibration` with its effect on test, `subgroups`,
-    `decision_curves`, `errors` and `shortcuts`.
+    facts: `config`, `threshold` and `calibration` of the run. The results: `prevalence`, `test` and `test_full`,
+    `calibration` with its effect on test, `subgroups`, `decision_curves`, `errors` and `shortcuts`.
     """
     config, threshold = Data(**facts["config"]["data"]), facts["threshold"]
     probability, embeddings = score_table(model, table, config)
     results = scoring.evaluate_split(table, probability, embeddings, gallery, threshold, prevalence)
-    metadata = described(table, read_description(data))
     score = scoring.compiled(model)
     return (
         {
@@ -78,7 +74,7 @@ def assess(
             **results,
             "calibration": calibration_on_test(table, probability, facts["calibration"], prevalence),
             "decision_curves": decision_curves(table, probability, prevalence),
-            "subgroups": subgroups(table, probability, threshold, metadata),
+            "subgroups": subgroups(table, probability, threshold, described(table)),
             "errors": worst_errors(table, probability, embeddings, gallery, threshold),
             "shortcuts": shortcuts(
                 table, probability, lambda images: score(images)[0].numpy()[:, 0], config.image_size, threshold

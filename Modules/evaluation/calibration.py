@@ -153,6 +153,12 @@ def parse_rule(rule: str) -> tuple[str, float | None]:
     return name, value
 
 
+def check(rule: str, prevalence: float) -> None:
+    """Raise UserError for a rule or a prevalence that is none."""
+    parse_rule(rule)
+    prior_offset(TRAINING_PREVALENCE, prevalence)
+
+
 def choose_threshold(target: np.ndarray, probability: np.ndarray, rule: str) -> float:
     """The threshold t (malignant where probability >= t) that `rule` picks on target int [N], probability float [N].
 

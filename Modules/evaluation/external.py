@@ -16,7 +16,7 @@ import pandas as pd
 
 from Modules.cli import UserError
 from Modules.data.images import EXTENSIONS, ImageError, read_image
-from Modules.data.manifest import DESCRIBING
+from Modules.data.manifest import CLINICAL
 from Modules.data.metadata import TABLE, read_csv, shown
 from Modules.metric_learning.sampling import shuffled
 
@@ -37,7 +37,7 @@ def read_labelled(path: Path) -> tuple[pd.DataFrame, list[str]]:
     `path`: a folder of class folders (the innermost folder named as a class counts), a folder with one table in it, or
     a table (CSV) that names its pictures by path (from its own folder) or by id (file names anywhere below it). Rows:
     `isic_id`, `file` (str), `target` int, `patient_id` (str or NA), `group` (lesion, else the image) and the other
-    columns of DESCRIBING, NA where unknown. Raises UserError where there is neither, or no picture is left.
+    columns CLINICAL, NA where unknown. Raises UserError where there is neither, or no picture is left.
     """
     path, notes = Path(path), []
     if not path.exists():
@@ -51,7 +51,7 @@ def read_labelled(path: Path) -> tuple[pd.DataFrame, list[str]]:
             if not known.any()
             else f"{(~known).sum()} images without a patient count as patients of their own"
         )
-    missing = [column for column in DESCRIBING[1:] if table[column].isna().all()]
+    missing = [column for column in CLINICAL[1:] if table[column].isna().all()]
     if missing:
         notes.append(f"no table by {', '.join(missing)}: the set does not tell them")
     return table, notes
@@ -191,7 +191,7 @@ def _from_table(file: Path, notes: list[str]) -> pd.DataFrame:
 
 
 def _completed(table: pd.DataFrame) -> pd.DataFrame:
-    for column in ("patient_id", "lesion_id", *DESCRIBING):
+    for column in ("patient_id", *CLINICAL):
         if column not in table:
             table = table.assign(**{column: pd.NA})
     age = pd.to_numeric(table["age_approx"], errors="coerce")
@@ -201,7 +201,7 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
         group=table["lesion_id"].fillna(table["file"]),
         balanced=False,
     )
-    return table[[*DESCRIBING, "file", "target", "patient_id", "group", "balanced"]].reset_index(drop=True)
+    return table[["isic_id", *CLINICAL, "file", "target", "patient_id", "group", "balanced"]].reset_index(drop=True)
 
 
 def _named(table: pd.DataFrame, names: Iterable[str]) -> str | None:

@@ -52,9 +52,12 @@ def score(model: tf.keras.Model, batches: tf.data.Dataset, n: int, title: str) -
     return probability[:, 0], embeddings
 
 
+VIEWS = ("test", "test_full")
+
+
 def both_views(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """The rows of a split that count for `test` (its 50/50 set) and for `test_full` (all of it), as masks [N]."""
-    return {"test": table["balanced"].to_numpy(bool), "test_full": np.ones(len(table), bool)}
+    return dict(zip(VIEWS, (table["balanced"].to_numpy(bool), np.ones(len(table), bool)), strict=True))
 
 
 def units(table: pd.DataFrame) -> pd.Series:

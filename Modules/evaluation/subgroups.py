@@ -40,17 +40,13 @@ def subgroups(table: pd.DataFrame, probability: np.ndarray, threshold: float, st
     return rows
 
 
-def described(table: pd.DataFrame, metadata: pd.DataFrame | None) -> dict[str, pd.Series]:
-    """The strata of `subgroups` that `metadata` (by `isic_id`) tells of the images in `table`; a column of unknowns is
-    none."""
-    if metadata is None:
-        return {}
-    rows = metadata.set_index("isic_id").reindex(table["isic_id"])
+def described(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The strata of `subgroups` that the columns of `table` tell; one of unknowns alone is none."""
     strata = {
-        "sex": rows["sex"].fillna(UNKNOWN),
-        "age": age_band(rows["age_approx"]),
-        "site": rows["anatom_site_general_challenge"].fillna(UNKNOWN),
-        "diagnosis": rows["diagnosis"].fillna(UNKNOWN),
+        "sex": table["sex"].fillna(UNKNOWN),
+        "age": age_band(table["age_approx"]),
+        "site": table["anatom_site_general_challenge"].fillna(UNKNOWN),
+        "diagnosis": table["diagnosis"].fillna(UNKNOWN),
     }
     return {name: words for name, words in strata.items() if (words != UNKNOWN).any()}
 
