@@ -14,17 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.stats import norm
+from scipy.stats import binomtest
 from sklearn.manifold import TSNE
 from sklearn.metrics import precision_recall_curve, roc_curve
 from threadpoolctl import threadpool_limits
 
+from Modules.evaluation.calibration import correct_prior
 from Modules.evaluation.intervals import patient_codes
 from Modules.evaluation.metrics import calibration_bins
 
 CLASSES = {"benign": "#0072B2", "malignant": "#D55E00"}
 BENIGN, MALIGNANT = CLASSES.values()
 GREEN, PURPLE, INK, GREY = "#009E73", "#CC79A7", "#222222", "#8A8A8A"
+FLOOR = 1e-4  # the lowest probability on a logarithmic axis
 WIDTH, DPI, TEXT, SMALL = 8, 160, 12, 10.5  # inches, dots an inch, points, points
 
 
@@ -215,15 +217,15 @@ def reliability(
     probability_before: np.ndarray,
     probability_after: np.ndarray | None = None,
     title: str = "Reliability",
-    weights: np.ndarray | None = None,
+    prevalence: float | None = None,
     labels: tuple[str, str] = ("before calibration", "after calibration"),
 ) -> Figure:
     """Share of malignant images, with Wilson's 95 % interval, in the bins of `ece`, and the counts below.
 
-    weights: float [N], how much each image counts (all alike); the interval is that of the images they are worth.
+    With `prevalence` the shares and their intervals are moved, in odds, to where that share of all images is malignant,
+    and the axes are logarithmic, because most of them are small then.
     """
     target = np.asarray(target)
-    weights = np.ones(len(target)) if weights is None else np.asarray(weights)
     title = f"{title} (n = {len(target)}, {target.sum()} malignant)"
     if not len(target):
         return _note(title, "no images")
@@ -234,19 +236,28 @@ def reliability(
     grid = figure.add_gridspec(2, 1, height_ratios=[3, 1])
     upper = _axes(figure, "", "share that is malignant", (grid[0],))
     lower = _axes(figure, "predicted probability", "images", (grid[1],))
-    upper.plot([0, 1], [0, 1], color=GREY, ls=":", label="perfectly calibrated")
+    diagonal = np.geomspace(FLOOR, 1, 50) if prevalence else [0, 1]
+    upper.plot(diagonal, diagonal, color=GREY, ls=":", label="perfectly calibrated")
     limit = 0.0
     for label, probability, colour, marker in series:
         bins = calibration_bins(probability)
-        of_bin = [np.flatnonzero(bins == b) for b in np.unique(bins)]
-        mean = np.array([np.average(probability[rows], weights=weights[rows]) for rows in of_bin])
-        share = np.array([np.average(target[rows], weights=weights[rows]) for rows in of_bin])
-        worth = np.array([weights[rows].sum() ** 2 / (weights[rows] ** 2).sum() for rows in of_bin])
-        error = np.abs(_wilson(share, worth) - share)
-        upper.errorbar(mean, share, error, c=colour, marker=marker, lw=1.8, elinewidth=1, capsize=3, label=label)
-        lower.hist(probability, np.linspace(0, 1, 51), color=colour, histtype="step", lw=1.8)
-        limit = max(limit, mean.max(), (share + error[1]).max())
-    upper.set(xlim=(0, min(1, 1.05 * limit)), ylim=(0, min(1, 1.05 * limit)))
+        mean = np.array([np.mean(probability[bins == b]) for b in np.unique(bins)])
+        hits = np.array([target[bins == b].sum() for b in np.unique(bins)])
+        n = np.unique(bins, return_counts=True)[1]
+        bounds = [binomtest(int(k), int(m)).proportion_ci(method="wilson") for k, m in zip(hits, n, strict=True)]
+        shares = np.stack([hits / n, *np.transpose(bounds)])  # [3, bins]: the share, from, to
+        if prevalence and 0 < target.mean() < 1:
+            shares = np.maximum(correct_prior(shares, target.mean(), prevalence), FLOOR)
+        error = np.abs(shares[1:] - shares[0])
+        upper.errorbar(mean, shares[0], error, c=colour, marker=marker, lw=1.8, elinewidth=1, capsize=3, label=label)
+        edges = np.geomspace(FLOOR, 1, 51) if prevalence else np.linspace(0, 1, 51)
+        lower.hist(np.maximum(probability, edges[0]), edges, color=colour, histtype="step", lw=1.8)
+        limit = max(limit, mean.max(), shares[2].max())
+    if prevalence:
+        upper.set(xscale="log", yscale="log", xlim=(FLOOR, 1), ylim=(FLOOR, 1.1))
+        lower.set(xscale="log")
+    else:
+        upper.set(xlim=(0, min(1, 1.05 * limit)), ylim=(0, min(1, 1.05 * limit)))
     lower.set(xlim=upper.get_xlim(), yscale="log")
     for axis in (upper.xaxis, upper.yaxis, lower.xaxis):
         axis.set_major_formatter(PercentFormatter(1))
@@ -272,19 +283,11 @@ def decision_curves(curves: dict[str, dict], title: str = "Decision curve") -> F
         axes.plot(x, curve["treat_all"], color=PURPLE, ls="--", label="treat all")
         axes.axhline(0, color=INK, ls=":", label="treat none")
         top = curve["prevalence"]
-        axes.set(xlim=(x[0], x[-1]), ylim=(-0.35 * top, 1.1 * top), title=f"{name}, {top:.3g} malignant")
+        axes.set(xlim=(x[0], x[-1]), ylim=(-0.35 * top, 1.1 * top), title=f"{name}, {100 * top:.3g} % malignant")
         axes.title.set(fontsize=TEXT, color=INK)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     _shared_legend(figure)
     return figure
-
-
-def _wilson(share: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Wilson's 95 % interval [2, B] of shares [B] of n [B] images, which need not be whole."""
-    z = norm.ppf(0.975)
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return np.clip([centre - half, centre + half], 0, 1)
 
 
 def _figure(title: str, height: float) -> Figure:

@@ -72,7 +72,7 @@ def frequencies(facts: dict) -> dict | None:
         "melanomas": melanomas, "found": found, "missed": melanomas - found,
         "alarms": PER - melanomas - cleared, "cleared": cleared,
     }  # fmt: skip
-    return {name: f"{count:.0f}" if count >= 10 else f"{count:.1f}" for name, count in counts.items()}
+    return {name: f"{count:.0f}" if count >= 100 else f"{count:.1f}" for name, count in counts.items()}
 
 
 def verdict(facts: dict) -> list[str]:

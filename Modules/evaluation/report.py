@@ -11,7 +11,7 @@ import pandas as pd
 
 from Modules.data.manifest import LABELS
 from Modules.evaluation import figures
-from Modules.evaluation.calibration import correct_prior, mix_weights, uncalibrated
+from Modules.evaluation.calibration import correct_prior, uncalibrated
 from Modules.evaluation.scoring import both_views
 from Modules.evaluation.tables import SHORTCUTS
 from Modules.metric_learning.quality import pair_distances
@@ -176,8 +176,8 @@ def write_test_figures(
             everything,
             everywhere,
             corrected,
-            f"Reliability at {results['prevalence']:.2%} malignant, by weights",
-            mix_weights(everything, results["prevalence"]),
+            f"Reliability at {100 * results['prevalence']:.3g} % malignant",
+            results["prevalence"],
             ("as at 50/50", "corrected for the prevalence"),
         ),
         "decision_curves": figures.decision_curves(

@@ -117,8 +117,8 @@ def subgroups(rows: list[dict]) -> Table:
     table = []
     for row in rows:
         cells = [cell(row, name, faint=name in row["too_few"]) for name in ("roc_auc", "recall", "specificity")]
-        table.append([row["stratum"], row["value"], row["n"], row["n_malignant"], row["n_patients"], *cells])
-    return plain(["by", "", "images", "malignant", "patients", "ROC AUC", "sensitivity", "specificity"], table)
+        table.append([f"{row['stratum']}: {row['value']}", f"{row['n']:,} ({row['n_malignant']:,})", *cells])
+    return plain(["", "images (malignant)", "ROC AUC", "sensitivity", "specificity"], table)
 
 
 def shortcuts(facts: dict) -> Table:
