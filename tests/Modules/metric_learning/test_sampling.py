@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from Modules.cli import UserError
-from Modules.metric_learning.sampling import class_batches, group_codes, oversampled, shuffled
+from Modules.metric_learning.sampling import class_batches, group_codes, metric_labels, oversampled, shuffled
 
 properties = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -42,6 +42,15 @@ def test_group_codes_of_nothing():
 
 
 @properties
+def test_labels_name_the_patient_where_positives_must_come_from_another():
+    assert metric_labels([1, 0, 1], None, "any").tolist() == [1, 0, 1]
+    labels = metric_labels([1, 0, 1, 1], np.array(["b", None, "b", None], object), "other-patient")
+    assert labels.dtype == np.int32
+    assert labels[:, 0].tolist() == [1, 0, 1, 1]
+    assert labels[0, 1] == labels[2, 1]
+    assert len(set(labels[:, 1])) == 3
+
+
 @given(st.integers(0, 50), seeds)
 def test_shuffled_shows_every_image_once(n, seed):
     assert sorted(shuffled(n, seed, 0)) == list(range(n))
