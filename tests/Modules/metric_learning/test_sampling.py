@@ -31,6 +31,15 @@ def even(counts):
     return counts.max() - counts.min() <= 1
 
 
+def test_labels_name_the_patient_where_positives_must_come_from_another():
+    assert metric_labels([1, 0, 1], None, "any").tolist() == [1, 0, 1]
+    labels = metric_labels([1, 0, 1, 1], np.array(["b", None, "b", None], object), "other-patient")
+    assert labels.dtype == np.int32
+    assert labels[:, 0].tolist() == [1, 0, 1, 1]
+    assert labels[0, 1] == labels[2, 1]
+    assert len(set(labels[:, 1])) == 3
+
+
 def test_group_codes_number_names_and_keep_missing_ones_apart():
     codes = group_codes(["a", None, "b", "a", float("nan"), None])
     assert codes[0] == codes[3]
@@ -42,15 +51,6 @@ def test_group_codes_of_nothing():
 
 
 @properties
-def test_labels_name_the_patient_where_positives_must_come_from_another():
-    assert metric_labels([1, 0, 1], None, "any").tolist() == [1, 0, 1]
-    labels = metric_labels([1, 0, 1, 1], np.array(["b", None, "b", None], object), "other-patient")
-    assert labels.dtype == np.int32
-    assert labels[:, 0].tolist() == [1, 0, 1, 1]
-    assert labels[0, 1] == labels[2, 1]
-    assert len(set(labels[:, 1])) == 3
-
-
 @given(st.integers(0, 50), seeds)
 def test_shuffled_shows_every_image_once(n, seed):
     assert sorted(shuffled(n, seed, 0)) == list(range(n))
