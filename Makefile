@@ -7,8 +7,9 @@ ARGS ?=
 
 setup: .venv/.current
 
-.venv/.current: requirements.txt requirements-dev.txt constraints.txt
+.venv/.current: requirements.txt requirements-dev.txt requirements-parity.txt constraints.txt
 	$(call environment,.venv,-r requirements.txt -r requirements-dev.txt -c constraints.txt)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parity.txt || { rm $@; exit 1; }
 
 # environment DIR,REQUIREMENTS: a virtual environment of Python 3.11, by its own venv or by uv.
 define environment

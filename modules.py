@@ -233,10 +233,26 @@ def build_classifier(config: Classifier, embedding_size: int) -> tf.keras.Model:
     return tf.keras.Model(embeddings, probability, name="classifier")
 
 
-def join(embedding: tf.keras.Model, classifier: tf.keras.Model) -> tf.keras.Model:
-    """One flat model: images [B, S, S, 3] in 0..255 -> probability [B, 1]. Shares both models' layers but dropout."""
+def logit_model(classifier: tf.keras.Model) -> tf.keras.Model:
+    """What `build_classifier` made, up to its logit [B, 1]: the probability before the sigmoid."""
+    return tf.keras.Model(classifier.input, classifier.get_layer("probability").input)
+
+
+def join(
+    embedding: tf.keras.Model, classifier: tf.keras.Model, calibration: tuple[float, float] = (1.0, 0.0)
+) -> tf.keras.Model:
+    """One flat model: images [B, S, S, 3] in 0..255 -> probability [B, 1]. Shares both models' layers but dropout.
+
+    `calibration`, a scale and an offset of the logit, becomes a fixed layer `calibration` before the sigmoid.
+    """
+    scale, offset = map(tf.keras.initializers.Constant, calibration)
     x = embedding.output
     for layer in classifier.layers[1:]:
+        if layer.name == "probability":
+            x = layers.Dense(
+                1, kernel_initializer=scale, bias_initializer=offset, trainable=False, dtype="float32",
+                name="calibration",
+            )(x)  # fmt: skip
         if not isinstance(layer, ResumableDropout):
             x = layer(x)
     return tf.keras.Model(embedding.input, x, name="siamese_melanoma_classifier")

@@ -2,8 +2,11 @@
 
     python predict.py                        the test split that the checkpoint was trained beside, once more
     python predict.py lesion.jpg folder/     pictures, and folders of them -> a table and predictions.csv
+    python predict.py --data clinic          any labelled set: class folders, or a table with paths or ids
+    python predict.py --compare other.keras  two models on the same images
 
-Every picture gets its probability of melanoma, the decision at the checkpoint's threshold and the most similar known
+Evaluations are added to the report beside the checkpoint. Every picture gets its probability of melanoma, as in the
+50/50 training batches and as at --prevalence, the decision at the checkpoint's threshold and the most similar known
 lesions. This is no medical device: it can miss a melanoma.
 """
 
@@ -22,15 +25,16 @@ import numpy as np
 from tqdm import tqdm
 
 import modules
-from dataset import image_batches, load_manifest, select
 from Modules import cli
 from Modules.cli import UserError
 from Modules.config import Data
 from Modules.data.images import EXTENSIONS, ImageError, read_image
-from Modules.data.manifest import LABELS, manifest_sha256
-from Modules.evaluation import report, scoring
+from Modules.data.manifest import LABELS
+from Modules.evaluation import evaluations, scoring
+from Modules.evaluation.calibration import TRAINING_PREVALENCE, correct_prior, prior_offset
 
-COLUMNS = ("path", "probability", "prediction", "threshold", "in_distribution", "neighbours", "error")
+AT = "probability_at_prevalence"
+COLUMNS = ("path", "probability", "prediction", "threshold", "in_distribution", "neighbours", "error", AT)
 BATCH = 32  # images scored at once
 SHOWN = 20  # rows on the terminal; the file has them all
 
@@ -41,10 +45,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_epoch.keras"))
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="(predictions.csv)")
     parser.add_argument("--neighbours", type=int, default=5, metavar="K", help="known lesions to name (5)")
-    parser.add_argument("--data", type=Path, help="the data set, where it is no longer where training found it")
+    parser.add_argument("--data", type=Path, help="the data set, where it has moved, or any labelled folder or table")
+    parser.add_argument("--compare", type=Path, metavar="OTHER", help="another checkpoint to compare with")
+    parser.add_argument("--prevalence", type=float, help="share malignant in practice (as in training, 0.0176)")
+    parser.add_argument("--report-images", default="yes", choices=("yes", "no"), help="show pictures of the data")
     options = parser.parse_args(arguments)
     if options.neighbours < 1:
         raise UserError(f"--neighbours {options.neighbours}: expected 1 or more")
+    if options.prevalence is not None:
+        prior_offset(TRAINING_PREVALENCE, options.prevalence)
+    if options.paths and (options.data or options.compare):
+        raise UserError("--data and --compare evaluate labelled sets: give no other PATH")
     return options
 
 
@@ -59,25 +70,24 @@ def load_facts(checkpoint: Path) -> dict:
         facts = json.loads(file.read_text())
         Data(**facts["config"]["data"])
         facts["in_distribution"]["lowest_similarity"], facts["threshold"], facts["data"], facts["fold"]
-        facts["manifest_sha256"]
+        facts["manifest_sha256"], facts["calibration"]["training_prevalence"], facts["prevalence"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"can't use {file}, which train.py writes beside the model ({error!r})") from None
     return facts
 
 
-def evaluate(options: argparse.Namespace, model, facts: dict, gallery: dict) -> None:
-    """Score the checkpoint's own test split once more and print it."""
-    folder = options.data or Path(facts["data"])
-    manifest = load_manifest(folder, facts["fold"])
-    if manifest_sha256(folder) != facts["manifest_sha256"]:
-        raise UserError(f"{folder} is not the data set this checkpoint was trained beside: its test split may be known")
-    test = select(manifest, "test", full=True)
-    config = Data(**facts["config"]["data"])
-    probability, embeddings = scoring.score(model, image_batches(test, config), len(test), "test")
-    results = scoring.evaluate_split(test, probability, embeddings, gallery, facts["threshold"])
-    for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
-        print(report.summary(results[view], title))
-        print(report.class_report(results[view]))
+def load(checkpoint: Path) -> evaluations.Loaded:
+    """A checkpoint: its model, the facts beside it, and its gallery.
+
+    Raises:
+        UserError: one of the three is missing, or of another model.
+    """
+    model = modules.load(checkpoint)
+    facts = load_facts(checkpoint)
+    gallery = scoring.read_gallery(checkpoint.with_name("gallery.npz"))
+    if gallery["embeddings"].shape[1] != model.get_layer("embedding").output_shape[1]:
+        raise UserError(f"the gallery beside {checkpoint} is of another model: put its own there")
+    return model, facts, gallery
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -119,6 +129,7 @@ def read_batches(files: list[Path], size: int) -> Iterator[list[tuple[Path, np.n
 def score_files(options: argparse.Namespace, files: list[Path], model, facts: dict, gallery: dict) -> Iterator[dict]:
     """One row of COLUMNS for every file; memory does not grow with their number."""
     run = scoring.compiled(scoring.with_embedding(model))
+    prevalence = facts["prevalence"] if options.prevalence is None else options.prevalence
     threshold, lowest = facts["threshold"], facts["in_distribution"]["lowest_similarity"]
     with tqdm(total=len(files), desc="score", unit="image", leave=False, ncols=80, disable=None) as bar:
         for batch in read_batches(files, facts["config"]["data"]["image_size"]):
@@ -137,6 +148,7 @@ def score_files(options: argparse.Namespace, files: list[Path], model, facts: di
                 yield dict.fromkeys(COLUMNS, "") | {
                     "path": file,
                     "probability": f"{value:.6f}",
+                    AT: f"{correct_prior(value, facts['calibration']['training_prevalence'], prevalence):.6f}",
                     "prediction": LABELS[int(value >= threshold)],
                     "threshold": threshold,
                     "in_distribution": bool(cosines[0] >= lowest),
@@ -174,13 +186,9 @@ def main() -> None:
     files = find_images(options.paths) if options.paths else []
     if options.output.is_dir():
         raise UserError(f"--output {options.output} is a folder: expected a file")
-    model = modules.load(options.checkpoint)
-    facts = load_facts(options.checkpoint)
-    gallery = scoring.read_gallery(options.checkpoint.with_name("gallery.npz"))
-    if gallery["embeddings"].shape[1] != model.get_layer("embedding").output_shape[1]:
-        raise UserError(f"the gallery beside {options.checkpoint} is of another model: put its own there")
+    model, facts, gallery = loaded = load(options.checkpoint)
     if not files:
-        evaluate(options, model, facts, gallery)
+        evaluations.run(options, loaded, load(options.compare) if options.compare else None)
         return
     count, read, malignant = write_rows(score_files(options, files, model, facts, gallery), options.output)
     if count > SHOWN:
@@ -194,7 +202,7 @@ def print_row(row: dict) -> None:
     """One line of at most 80 columns; a long path keeps its end, a long error its beginning."""
     path = str(row["path"])
     name = path if len(path) <= 45 else "..." + path[-42:]
-    verdict = str(row["error"]) or f"{row['probability'][:6]}  {row['prediction']}"
+    verdict = str(row["error"]) or f"{row['probability'][:6]} {row[AT][:6]}  {row['prediction']}"
     print(f"{name:<45}  {verdict}"[:80])
 
 

@@ -10,7 +10,8 @@
 
 Reads `datasets/balanced` (made from `datasets/smaller` where only that is there, from a synthetic demo where neither
 is) and writes `checkpoints/`: best_epoch.keras (image -> probability of melanoma), best_epoch.json (every number),
-gallery.npz (the known lesions), figures/ and tensorboard/. `--resume` goes on with a run that was cut off.
+report.html and MODEL_CARD.md, gallery.npz (the known lesions), figures/ and tensorboard/. `--resume` goes on with a run
+that was cut off.
 """
 
 from Modules import quiet  # noqa: F401, before TensorFlow
@@ -33,7 +34,8 @@ from Modules.cli import UserError
 from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options, without_length
 from Modules.data.manifest import LABELS, manifest_sha256
 from Modules.data.synthetic import write_dataset
-from Modules.evaluation import cross_validation, report, scoring
+from Modules.evaluation import assessment, calibration, cross_validation, html, report, scoring
+from Modules.evaluation.metrics import PREVALENCE
 from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 from Modules.metric_learning.losses import make_loss, with_head
 from Modules.metric_learning.pretraining import pretrain
@@ -44,7 +46,6 @@ from Modules.NeuralNetwork import NeuralNetwork, adam
 WORDS = ("full-dataset", "full-model", "mnist")
 DEMO_SIZE = 128  # pixels
 BALANCED, SMALLER, DEMO = Path("datasets/balanced"), Path("datasets/smaller"), Path("datasets/demo")
-THRESHOLD = 0.5  # training is balanced, so one half is where the two classes are equally likely
 
 FALSE_ALARMS = 0.02  # share of validation images that may be called unlike anything known
 
@@ -60,6 +61,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fold", metavar="K|all", help="test on fold K, train on the others; all: each in turn")
     parser.add_argument("--baseline", default="logistic", choices=baselines.BASELINES, help="what else to compare with")
     parser.add_argument("--on-collapse", default="stop", choices=("stop", "recover"), help="recover: at a lower rate")
+    rules = ", ".join(calibration.RULES)
+    parser.add_argument("--threshold-rule", default="half", metavar="RULE", help=f"{rules}: on validation (half)")
+    parser.add_argument("--prevalence", type=float, default=PREVALENCE, help="share malignant in practice (0.0176)")
+    parser.add_argument("--report-images", default="yes", choices=("yes", "no"), help="show pictures of the data")
     parser.add_argument("--precision", default="auto", choices=("auto", *runtime.PRECISIONS))
     parser.add_argument("--wandb", default="auto", choices=tracking.MODES)
     parser.add_argument("--verify", action="store_true", help="check the hash of every picture, not of a sample")
@@ -72,6 +77,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"unknown word {word!r}: {cli.nearest(word, WORDS)}")
     if options.recipe and "full-model" in options.words:
         raise UserError("full-model chooses a recipe, and so does --recipe: give one of them")
+    calibration.check(options.threshold_rule, options.prevalence)
     if options.fold not in (None, "all"):
         if not options.fold.isdigit():
             raise UserError(f"--fold {options.fold}: expected the number of a fold, or all")
@@ -228,20 +234,22 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         )
     stopwatch.lap("baseline")
 
-    # == 3. Evaluate the test split, once, with the saved file =========================================================
+    # == 3. Calibrate and choose the threshold on validation; evaluate the test split, once, with the saved file =======
+    logits = modules.logit_model(classifier.model).predict_on_batch(held_out)
+    line, threshold = assessment.decide(validation, logits, options.threshold_rule)
+    decided = {"config": asdict(recipe), "threshold": threshold, "calibration": line}
     new = folder / "unfinished"  # takes the place of the former results when all of it is there
     new.mkdir(exist_ok=True)
-    modules.save(modules.join(frozen, classifier.model), new / "best_epoch.keras")
+    modules.save(modules.join(frozen, classifier.model, (line["scale"], line["offset"])), new / "best_epoch.keras")
     model = modules.load(new / "best_epoch.keras")
     _, known = scoring.score(model, image_batches(training, recipe.data), len(training), "gallery")
     scoring.write_gallery(new / "gallery.npz", training, known)
     gallery = scoring.read_gallery(new / "gallery.npz")
     nearest = scoring.nearest_known(held_out, gallery, 1)[1]
-    probability, embeddings = scoring.score(model, image_batches(test, recipe.data), len(test), "test")
-    results = scoring.evaluate_split(test, probability, embeddings, gallery, THRESHOLD)
+    results, probability, embeddings = assessment.assess(model, test, gallery, decided, options.prevalence)
     baseline = {name: scoring.evaluate_baseline(test, scores) for name, scores in plain.items()}
     nearby = cross_validation.knn_share(embeddings, gallery)
-    scores = {"probability": probability, "threshold": THRESHOLD, "knn": nearby, **plain}
+    scores = {"probability": probability, "threshold": threshold, "knn": nearby, **plain}
     cross_validation.score_table(test, scores).to_csv(new / cross_validation.SCORES, index=False)
     stopwatch.lap("evaluation")
 
@@ -252,10 +260,12 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "fold": options.fold,
         "full_dataset": full,
         "seed": seed,
-        "config": asdict(recipe),
+        **decided,
         "weights": options.weights if weights is not None else "none",
         "manifest_sha256": identity["data"],
+        "command": runtime.command(),
         "versions": runtime.versions(),
+        "used": assessment.describe_data({"train": training, "validation": validation, "test": test}),
         "precision": precision,
         "deterministic": options.deterministic,
         "seconds": stopwatch.seconds,
@@ -263,8 +273,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "best_epoch": {name: network.best_epoch + 1 for name, network in networks.items()},
         "diagnosis": metric.diagnosis and metric.diagnosis.message,
         "recoveries": metric.recoveries,
-        "threshold": THRESHOLD,
-        "calibration": None,
+        "threshold_rule": options.threshold_rule,
         "in_distribution": {"lowest_similarity": float(np.quantile(nearest, FALSE_ALARMS))},
         "validation": {name: network.best_figures() for name, network in networks.items()},
         **results,
@@ -282,15 +291,16 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     pictures = [
         report.write_inputs(folder, sample, next(iter(view_batches(sample, recipe.data, 1, seed)))[0].numpy()),
         *report.write_curves(folder, {name: (net.history, net.best_epoch) for name, net in networks.items()}),
-        *report.write_test_figures(folder, test, probability, embeddings, results["test"], stage.margin),
+        *report.write_test_figures(folder, test, probability, embeddings, results, stage.margin),
     ]
+    html.write_report(folder, facts, options.report_images == "yes")
     tracking.write_projector(folder / "tensorboard", embeddings, [LABELS[target] for target in test["target"]])
     print(report.summary(results["test"], "Test set, 50/50"))
     for name, result in baseline.items():
         print(report.summary(result["test"], f"On it, {cross_validation.SCORERS[name]}"))
-    print(f"Wrote {folder}/best_epoch.keras and figures/ in {stopwatch.total / 60:.1f} minutes.")
+    print(f"Wrote {folder}/best_epoch.keras and report.html in {stopwatch.total / 60:.1f} minutes.")
     print("Next: python predict.py")
-    tracking.finish(run, results, pictures)
+    tracking.finish(run, {view: results[view] for view in scoring.VIEWS}, pictures)
 
 
 def identify(options: argparse.Namespace, recipe: Recipe, data: Path) -> dict:

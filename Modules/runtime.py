@@ -1,6 +1,9 @@
 """The run and its machine: the folder it writes to, seeds, arithmetic precision, time, versions."""
 
+import os
 import platform
+import shlex
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -86,6 +89,16 @@ def set_precision(name: str) -> str:
     return name
 
 
+def command() -> str:
+    """The command line that started this, as it can be typed again."""
+    return shlex.join(["python", *sys.argv])
+
+
+def _gpus() -> list[str]:
+    details = tf.config.experimental.get_device_details
+    return [details(gpu).get("device_name", gpu.name) for gpu in tf.config.list_physical_devices("GPU")]
+
+
 def versions() -> dict[str, str]:
     """What a result depends on beside the code."""
     return {
@@ -94,4 +107,6 @@ def versions() -> dict[str, str]:
         "keras": version("keras"),
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "gpu": ", ".join(_gpus()) or "none",
     }

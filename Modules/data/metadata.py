@@ -35,6 +35,7 @@ COLUMNS = (
 )
 ALIASES = {"image_name": "isic_id"}
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
+UNKNOWN = "unknown"
 SHOWN = 3  # violations that a message names; the rest are counted
 
 
@@ -259,6 +260,12 @@ def read_csv(path: Path) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{path}: a header and no row")
     return table
+
+
+def age_band(age: pd.Series) -> pd.Series:
+    """Years in bands of 20, as text that sorts."""
+    bands = pd.cut(age, [-1, 19, 39, 59, 79, 120], labels=["0-19", "20-39", "40-59", "60-79", "80+"])
+    return bands.astype("str").fillna(UNKNOWN)
 
 
 def shown(problems: Iterable[str]) -> str:

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from Modules.data.manifest import LABELS, SPLITS
+from Modules.data.metadata import UNKNOWN, age_band
 
 SHOWN = 50  # rows of a list; the manifest has them all
 SITES = 8  # the most frequent ones in the figure
-UNKNOWN = "unknown"
 COLOURS = {"train": "#4c72b0", "validation": "#dd8452", "test": "#55a868", "external": "#8c8c8c"}
 
 
@@ -20,7 +20,7 @@ def write_report(folder: Path, images: pd.DataFrame, pairs: pd.DataFrame, option
     `kind`), "official" ones included; `options`: how the data set was made.
     """
     images = images.assign(
-        age=_age_band(images["age_approx"]),
+        age=age_band(images["age_approx"]),
         sex=images["sex"].fillna(UNKNOWN),
         site=images["anatom_site_general_challenge"].fillna(UNKNOWN),
     )
@@ -41,15 +41,6 @@ def write_report(folder: Path, images: pd.DataFrame, pairs: pd.DataFrame, option
     ]
     (folder / "report.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     _draw(used, folder / "report.png")
-
-
-def _age_band(age: pd.Series) -> pd.Series:
-    """Years in bands of 20, as text that sorts."""
-    return (
-        pd.cut(age, [-1, 19, 39, 59, 79, 120], labels=["0-19", "20-39", "40-59", "60-79", "80+"])
-        .astype("str")
-        .fillna(UNKNOWN)
-    )
 
 
 def _splits(used: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.stats import binomtest
+from scipy.stats import norm
 from sklearn.manifold import TSNE
 from sklearn.metrics import precision_recall_curve, roc_curve
 from threadpoolctl import threadpool_limits
@@ -215,15 +215,21 @@ def reliability(
     probability_before: np.ndarray,
     probability_after: np.ndarray | None = None,
     title: str = "Reliability",
+    weights: np.ndarray | None = None,
+    labels: tuple[str, str] = ("before calibration", "after calibration"),
 ) -> Figure:
-    """Share of malignant images, with Wilson's 95 % interval, in the bins of `ece`, and the counts below."""
+    """Share of malignant images, with Wilson's 95 % interval, in the bins of `ece`, and the counts below.
+
+    weights: float [N], how much each image counts (all alike); the interval is that of the images they are worth.
+    """
     target = np.asarray(target)
+    weights = np.ones(len(target)) if weights is None else np.asarray(weights)
     title = f"{title} (n = {len(target)}, {target.sum()} malignant)"
     if not len(target):
         return _note(title, "no images")
-    series = [("model" if probability_after is None else "before calibration", probability_before, PURPLE, "s")]
+    series = [("model" if probability_after is None else labels[0], probability_before, PURPLE, "s")]
     if probability_after is not None:
-        series.append(("after calibration", probability_after, GREEN, "o"))
+        series.append((labels[1], probability_after, GREEN, "o"))
     figure = _figure(title, 7.5)
     grid = figure.add_gridspec(2, 1, height_ratios=[3, 1])
     upper = _axes(figure, "", "share that is malignant", (grid[0],))
@@ -232,20 +238,53 @@ def reliability(
     limit = 0.0
     for label, probability, colour, marker in series:
         bins = calibration_bins(probability)
-        mean = np.array([np.mean(probability[bins == b]) for b in np.unique(bins)])
-        hits = np.array([target[bins == b].sum() for b in np.unique(bins)])
-        n = np.unique(bins, return_counts=True)[1]
-        bounds = [binomtest(int(k), int(m)).proportion_ci(method="wilson") for k, m in zip(hits, n, strict=True)]
-        error = np.abs(np.transpose(bounds) - hits / n)
-        upper.errorbar(mean, hits / n, error, c=colour, marker=marker, lw=1.8, elinewidth=1, capsize=3, label=label)
+        of_bin = [np.flatnonzero(bins == b) for b in np.unique(bins)]
+        mean = np.array([np.average(probability[rows], weights=weights[rows]) for rows in of_bin])
+        share = np.array([np.average(target[rows], weights=weights[rows]) for rows in of_bin])
+        worth = np.array([weights[rows].sum() ** 2 / (weights[rows] ** 2).sum() for rows in of_bin])
+        error = np.abs(_wilson(share, worth) - share)
+        upper.errorbar(mean, share, error, c=colour, marker=marker, lw=1.8, elinewidth=1, capsize=3, label=label)
         lower.hist(probability, np.linspace(0, 1, 51), color=colour, histtype="step", lw=1.8)
-        limit = max(limit, mean.max(), (hits / n + error[1]).max())
+        limit = max(limit, mean.max(), (share + error[1]).max())
     upper.set(xlim=(0, min(1, 1.05 * limit)), ylim=(0, min(1, 1.05 * limit)))
     lower.set(xlim=upper.get_xlim(), yscale="log")
     for axis in (upper.xaxis, upper.yaxis, lower.xaxis):
         axis.set_major_formatter(PercentFormatter(1))
     upper.legend(fontsize=SMALL, frameon=False, loc="upper left")
     return figure
+
+
+def decision_curves(curves: dict[str, dict], title: str = "Decision curve") -> Figure:
+    """One panel for each result of `decision_curve.decision_curve`: net benefit of the model, with its 95 % band, of
+    treating all and of treating none."""
+    defined = {name: curve for name, curve in curves.items() if "undefined" not in curve}
+    if not defined:
+        return _note(title, "undefined: both classes are needed")
+    first = next(iter(defined.values()))
+    figure = _figure(f"{title} (n = {first['n']}, {first['n_malignant']} malignant)", 4.8)
+    for place, (name, curve) in enumerate(defined.items(), start=1):
+        axes = _axes(figure, "threshold probability", "net benefit an image", (1, len(defined), place))
+        x = np.array(curve["thresholds"])
+        banded = [(at, *bounds) for at, bounds in zip(x, curve["model_ci95"], strict=True) if bounds]
+        if banded:
+            axes.fill_between(*np.transpose(banded), color=GREEN, alpha=0.2, lw=0)
+        axes.plot(x, curve["model"], color=GREEN, lw=2, label="this model, 95 % band")
+        axes.plot(x, curve["treat_all"], color=PURPLE, ls="--", label="treat all")
+        axes.axhline(0, color=INK, ls=":", label="treat none")
+        top = curve["prevalence"]
+        axes.set(xlim=(x[0], x[-1]), ylim=(-0.35 * top, 1.1 * top), title=f"{name}, {top:.3g} malignant")
+        axes.title.set(fontsize=TEXT, color=INK)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+    _shared_legend(figure)
+    return figure
+
+
+def _wilson(share: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Wilson's 95 % interval [2, B] of shares [B] of n [B] images, which need not be whole."""
+    z = norm.ppf(0.975)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.clip([centre - half, centre + half], 0, 1)
 
 
 def _figure(title: str, height: float) -> Figure:

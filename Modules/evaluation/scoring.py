@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from Modules.cli import UserError
-from Modules.evaluation.metrics import evaluate
+from Modules.evaluation.metrics import PREVALENCE, evaluate
 from Modules.metric_learning.collapse import CLOSE
 from Modules.metric_learning.quality import embedding_quality, k_shot
 
@@ -52,9 +52,12 @@ def score(model: tf.keras.Model, batches: tf.data.Dataset, n: int, title: str) -
     return probability[:, 0], embeddings
 
 
+VIEWS = ("test", "test_full")
+
+
 def both_views(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """The rows of a split that count for `test` (its 50/50 set) and for `test_full` (all of it), as masks [N]."""
-    return {"test": table["balanced"].to_numpy(bool), "test_full": np.ones(len(table), bool)}
+    return dict(zip(VIEWS, (table["balanced"].to_numpy(bool), np.ones(len(table), bool)), strict=True))
 
 
 def units(table: pd.DataFrame) -> pd.Series:
@@ -63,17 +66,23 @@ def units(table: pd.DataFrame) -> pd.Series:
 
 
 def evaluate_split(
-    table: pd.DataFrame, probability: np.ndarray, embeddings: np.ndarray, gallery: dict, threshold: float
+    table: pd.DataFrame,
+    probability: np.ndarray,
+    embeddings: np.ndarray,
+    gallery: dict,
+    threshold: float,
+    prevalence: float = PREVALENCE,
 ) -> dict[str, dict]:
     """`test` and `test_full`: the metrics of a split's probabilities [N], and the quality of its embeddings [N, D].
 
-    The embedding's neighbours come from the gallery, never from the same group.
+    `ppv` and `npv` are those at `prevalence`. The embedding's neighbours come from the gallery, never from the same
+    group.
     """
     targets, groups = table["target"].to_numpy(), table["group"].to_numpy()
     known = (gallery["embeddings"].astype(np.float32), gallery["targets"], gallery["groups"])
     results = {}
     for view, rows in both_views(table).items():
-        results[view] = evaluate(targets[rows], probability[rows], threshold, units(table)[rows])
+        results[view] = evaluate(targets[rows], probability[rows], threshold, units(table)[rows], prevalence)
         quality = embedding_quality(embeddings[rows], targets[rows], groups[rows], known)
         results[view]["embedding"] = quality | {
             "collapsed": (quality["mean_negative_distance"] or 0) < CLOSE,

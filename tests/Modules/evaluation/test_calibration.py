@@ -7,7 +7,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, recall_score
 
 from Modules.cli import UserError
-from Modules.evaluation.calibration import choose_threshold, correct_prior, fit, parse_rule, prior_offset
+from Modules.evaluation.calibration import (
+    MANY,
+    calibrate,
+    calibrated,
+    check,
+    choose_threshold,
+    correct_prior,
+    errors_at,
+    fit,
+    mix_weights,
+    parse_rule,
+    prior_offset,
+    uncalibrated,
+)
 from Modules.evaluation.metrics import evaluate
 
 
@@ -77,6 +90,75 @@ def test_wrong_input_of_fit_is_an_error():
         fit(np.array([np.inf, 0.0]), np.array([0, 1]))
     with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
         fit(np.zeros(2), np.array([0, 1, 1]))
+
+
+def test_a_weight_counts_as_so_many_images():
+    target, logits = simulate(60)
+    times = np.random.default_rng(1).integers(1, 5, 60)
+    times[target == 1] = 2  # keeps the smoothed targets of the repeated images near those of the weighted ones
+    weighted = fit(logits, target, "temperature", weights=times)
+    repeated = fit(np.repeat(logits, times), np.repeat(target, times), "temperature")
+    assert weighted[0] == pytest.approx(repeated[0], rel=0.1)
+    assert fit(logits, target, weights=np.full(60, 7.0)) == pytest.approx(fit(logits, target), rel=1e-4)
+
+
+def test_calibration_aims_at_the_even_mix_of_training_whatever_the_mix_of_validation():
+    """Logits that are right at 50/50 need no change, also where one image in ten is malignant."""
+    target, logits = simulate(40_000, 0.1)
+    logits = logits - logit(0.1)
+    found = calibrate(logits, target, np.arange(len(target)))
+    assert found["method"] == "platt"
+    assert (found["scale"], found["offset"]) == pytest.approx((1, 0), abs=0.06)
+    assert found["training_prevalence"] == 0.5
+
+
+@pytest.mark.parametrize(("images", "method"), [(2 * MANY - 2, "temperature"), (2 * MANY, "platt")])
+def test_few_validation_images_get_no_offset(images, method):
+    target = np.arange(images) % 2
+    found = calibrate(simulate(images)[1] + 4 * target, target, np.arange(images))
+    assert found["method"] == method
+    assert (found["offset"] == 0) == (method == "temperature")
+
+
+def test_a_calibration_says_what_it_did_and_can_be_taken_back():
+    target, logits = simulate(600)
+    found = calibrate(3 * logits, target, np.arange(600))
+    assert found["validation"]["after"]["ece"] < found["validation"]["before"]["ece"]
+    assert found["validation"]["after"]["brier"] < found["validation"]["before"]["brier"]
+    probability = calibrated(found, logits)
+    np.testing.assert_allclose(uncalibrated(found, probability), expit(logits), atol=1e-6)
+    assert np.isfinite(uncalibrated(found, np.float32([0, 1]))).all()
+
+
+def test_errors_without_weights_are_those_of_evaluate():
+    target, logits = simulate(400)
+    expected = evaluate(target, expit(logits))
+    found = errors_at(target, expit(logits), target.mean(), np.arange(400))
+    for name in ("brier", "ece", "brier_ci95", "ece_ci95"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-12)
+
+
+@pytest.mark.parametrize("prevalence", [0.0176, 0.5, 0.9])
+def test_mix_weights_make_the_share(prevalence):
+    target = np.array([0] * 30 + [1] * 10)
+    weights = mix_weights(target, prevalence)
+    assert np.average(target, weights=weights) == pytest.approx(prevalence)
+    assert weights.mean() == pytest.approx(1)
+    assert mix_weights(np.zeros(3), prevalence).tolist() == [1, 1, 1]
+
+
+def test_errors_at_a_prevalence_are_those_of_images_that_have_it():
+    """A model of 50/50, judged on 50/50 images weighted to 1.76 % and on images of which 1.76 % are malignant."""
+    prevalence = 0.0176
+    many, logits = simulate(200_000, prevalence)
+    balanced = expit(logits - logit(prevalence))
+    half, half_logits = simulate(20_000, 0.5, seed=1)
+    corrected = (correct_prior(side, 0.5, prevalence) for side in (balanced, expit(half_logits)))
+    for there, weighted in ((balanced, expit(half_logits)), tuple(corrected)):
+        real = evaluate(many, there, resamples=2)
+        found = errors_at(half, weighted, prevalence, np.arange(20_000))
+        assert found["brier"] == pytest.approx(real["brier"], abs=0.003)
+        assert found["ece"] == pytest.approx(real["ece"], abs=0.01)
 
 
 def test_prior_correction_is_bayes_rule():
@@ -162,7 +244,21 @@ def test_constant_probabilities_are_called_all_or_none(value):
     assert (probability < choose_threshold(target, probability, "cost=0.01")).all()
 
 
+def test_one_half_is_one_half_whatever_the_images():
+    assert choose_threshold(np.array([0, 1]), np.array([0.1, 0.2]), "half") == 0.5
+    assert choose_threshold(np.array([1, 1]), np.array([0.1, 0.2]), "half") == 0.5
+
+
+def test_a_rule_and_a_prevalence_are_checked_before_any_work():
+    check("cost=20", 0.0176)
+    with pytest.raises(UserError, match="did you mean youden"):
+        check("yuden", 0.0176)
+    with pytest.raises(UserError, match="strictly between 0 and 1"):
+        check("half", 1.76)
+
+
 def test_rules_are_parsed():
+    assert parse_rule("half") == ("half", None)
     assert parse_rule("youden") == ("youden", None)
     assert parse_rule(" F1 ") == ("f1", None)
     assert parse_rule("sensitivity=0.95") == ("sensitivity", 0.95)
@@ -174,8 +270,9 @@ def test_rules_are_parsed():
     [
         ("yuden", "did you mean youden"),
         ("accuracy", "unknown threshold rule accuracy"),
-        ("", "known: youden"),
+        ("", "known: half"),
         ("youden=1", "takes no number"),
+        ("half=0.4", "takes no number"),
         ("sensitivity", r"a share in \(0, 1\]"),
         ("sensitivity=90", r"a share in \(0, 1\]"),
         ("sensitivity=nan", r"a share in \(0, 1\]"),

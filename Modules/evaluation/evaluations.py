@@ -1,0 +1,143 @@
+"""What predict.py measures when it gets no pictures: the checkpoint's own test split once more, or another labelled
+set, and on either of them also another model. The report is written again with it."""
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from dataset import load_manifest, select
+from Modules.cli import UserError
+from Modules.config import Data
+from Modules.data.manifest import is_data_set, manifest_sha256
+from Modules.evaluation import assessment, external, html, report, scoring
+from Modules.evaluation.calibration import correct_prior, errors_at
+from Modules.evaluation.comparison import compare
+from Modules.evaluation.intervals import patient_codes
+from Modules.evaluation.metrics import evaluate
+from Modules.evaluation.subgroups import described, subgroups
+
+Loaded = tuple[tf.keras.Model, dict, dict]  # a checkpoint: its model, its facts, its gallery
+
+
+def run(options: argparse.Namespace, loaded: Loaded, other: Loaded | None) -> None:
+    """Evaluate `loaded` on its own test split or on the set that `--data` names, and print, store and report it."""
+    folder = options.data or Path(loaded[1]["data"])
+    own = options.data is None or is_data_set(folder)
+    table, probability, facts = (own_test if own else external_set)(options, loaded, folder, other)
+    if other is not None:
+        against(options, loaded, other, table, probability, "the test split" if own else folder.name)
+    home = options.checkpoint.parent
+    html.write_report(home, facts, options.report_images == "yes")
+    print(f"Wrote {home / html.REPORT} and {html.CARD}")
+
+
+def own_test(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tuple[pd.DataFrame, np.ndarray, dict]:
+    """The checkpoint's own test split, its probabilities, and the facts with the new results."""
+    model, facts, gallery = loaded
+    manifest = load_manifest(folder, facts["fold"])
+    if manifest_sha256(folder) != facts["manifest_sha256"]:
+        raise UserError(
+            f"{folder} is not the data set this checkpoint was trained beside: its test split may be known. "
+            "For another set name the folder or table that it was made from"
+        )
+    if other is not None and any(other[1][key] != facts[key] for key in ("manifest_sha256", "fold")):
+        raise UserError(
+            f"{options.compare} was trained on another split, so it may know these test images: compare checkpoints of "
+            "one data set and fold, or name a set that neither knows with --data"
+        )
+    test = select(manifest, "test", full=True)
+    prevalence = facts["prevalence"] if options.prevalence is None else options.prevalence
+    results, probability, embeddings = assessment.assess(model, test, gallery, facts, prevalence)
+    facts = facts | results
+    for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
+        print(report.summary(results[view], title))
+        print(report.class_report(results[view]))
+    print(report.calibration_summary(results["calibration"]))
+    print(report.shortcut_summary(results["shortcuts"]))
+    margin = facts["config"]["embedding"]["margin"]
+    report.write_test_figures(options.checkpoint.parent, test, probability, embeddings, results, margin)
+    return test, probability, facts
+
+
+def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tuple[pd.DataFrame, np.ndarray, dict]:
+    """The labelled set in `folder` without what training knew, its probabilities, and the facts as they are."""
+    model, facts, gallery = loaded
+    table, notes = external.read_labelled(folder)
+    for one in (loaded, other):
+        if one is not None:
+            table = external.without_known(table, _known(one), notes)
+    table = external.readable(table, notes)
+    probability, embeddings = assessment.score_table(model, table, Data(**facts["config"]["data"]))
+    nearest = scoring.nearest_known(embeddings, gallery, 1)[1][:, 0]
+    prevalence = facts["prevalence"] if options.prevalence is None else options.prevalence
+    patients = scoring.units(table)
+    content = {
+        "name": folder.name,
+        "notes": notes,
+        "result": evaluate(table["target"].to_numpy(), probability, facts["threshold"], patients, prevalence),
+        "calibration": _calibration(table, probability, facts),
+        "differences": external.differences(
+            table, facts["used"]["reference"], nearest, facts["in_distribution"]["lowest_similarity"]
+        ),
+        "subgroups": subgroups(table, probability, facts["threshold"], described(table)),
+    }
+    print(report.external_summary(content))
+    store(options.checkpoint.parent, "external", folder.stem, content)
+    return table, probability, facts
+
+
+def against(options, loaded: Loaded, other: Loaded, table: pd.DataFrame, probability: np.ndarray, images: str) -> None:
+    """Compare with `other` on the images of `table`: its 50/50 set, if it has one, and all of it."""
+    model, facts, _ = other
+    theirs, _ = assessment.score_table(model, table, Data(**facts["config"]["data"]))
+    thresholds = loaded[1]["threshold"], facts["threshold"]
+    views = scoring.both_views(table)
+    if not table["balanced"].any() or table["balanced"].all():
+        views.pop("test")
+    content = {"name": options.compare.stem, "path": str(options.compare), "images": images, "views": {}}
+    for view, rows in views.items():
+        codes = patient_codes(scoring.units(table)[rows], int(rows.sum()))
+        target = table["target"].to_numpy()[rows]
+        content["views"][view] = compare(target, probability[rows], theirs[rows], thresholds, codes)
+        print(report.comparison_summary(content["views"][view], f"{options.checkpoint} against {options.compare}"))
+    name = "-".join(options.compare.resolve().parts[-2:]).removesuffix(".keras")
+    store(options.checkpoint.parent, "comparison", name, content)
+
+
+def store(folder: Path, kind: str, name: str, content: dict) -> None:
+    """Keep `content` beside the checkpoint for the report; the same name replaces what was there."""
+    file = folder / html.LATER / f"{kind}-{re.sub('[^a-zA-Z0-9_-]', '_', name)}.json"
+    try:
+        file.parent.mkdir(exist_ok=True)
+        report.write_json(file, content)
+    except OSError as error:
+        raise UserError(f"can't write into {folder / html.LATER} ({error.strerror})") from None
+
+
+def _known(loaded: Loaded) -> set[str]:
+    """The ids that training or validation of a checkpoint knew, as far as they can still be told."""
+    _, facts, gallery = loaded
+    known = {str(name).split("@")[0] for name in gallery["ids"]}
+    try:
+        manifest = load_manifest(facts["data"], facts["fold"])
+    except UserError:  # no longer there
+        return known
+    learned = manifest["split"].isin(("train", "external", "validation"))
+    return known | set(manifest.loc[learned, "isic_id"].str.split("@").str[0])
+
+
+def _calibration(table: pd.DataFrame, probability: np.ndarray, facts: dict) -> dict | None:
+    """`before` and `after` the correction for the set's own share of malignant images; None where it has one class."""
+    target, codes = table["target"].to_numpy(), patient_codes(scoring.units(table), len(table))
+    share = float(target.mean())
+    if not 0 < share < 1:
+        return None
+    after = correct_prior(probability, facts["calibration"]["training_prevalence"], share)
+    return {
+        "before": errors_at(target, probability, share, codes),
+        "after": errors_at(target, after, share, codes),
+    }
