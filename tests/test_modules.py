@@ -183,7 +183,7 @@ def test_views_are_the_first_flips_and_turns_to_the_last_bit(views):
 
 
 def test_the_mean_of_views_is_flat_of_unit_length_and_the_same_whichever_way_up():
-    single = shaken(modules.build_embedding(replace(SMALL, views=8), SIZE))
+    single = shaken(modules.build_embedding(replace(SMALL, averaged_views=8), SIZE))
     model = modules.averaged(single, 8)
     mean = np.mean([single(view, training=False) for view in turned(pictures())], axis=0)
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Lesions, hair, rulers and skin tones on drawn pictures, where the truth is known; a model that cheats is found out."""
+"""Lesions, hair, rulers and skin tones on drawn pictures, where the truth is known; a model that cheats is caught."""
 
 import cv2
 import numpy as np
