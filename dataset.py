@@ -109,7 +109,12 @@ def vector_batches(
 
 
 def view_batches(table: pd.DataFrame, config: Data, views: int, seed: int) -> tf.data.Dataset:
-    """`views` augmented views of every image in turn, in order: batches as above, `views` x N images in all."""
+    """`views` augmented views of every image in turn, in order: batches as above, `views` x N images in all.
+
+    No views (0): every image once, as it is.
+    """
+    if not views:
+        return image_batches(table, config)
     # Another stream than stage 1's, so that no view repeats one the embedding was trained on.
     return _batches(table, config, lambda: _in_order(len(table), config.batch_size, range(views)), seed, stream=1)
 

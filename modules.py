@@ -144,7 +144,7 @@ def build_embedding(config: Embedding, image_size: int, weights: list[np.ndarray
     # Each row has length 1. Normalising the whole batch instead leaves every distance near sqrt(2 / B) and the loss at
     # the margin: likely the published failure.
     axis = [0, 1] if config.normalisation == "batch" else -1
-    name = "embedding" if config.views == 1 else "view_embedding"
+    name = "embedding" if config.averaged_views == 1 else "view_embedding"
     x = layers.UnitNormalization(axis=axis, dtype="float32", name=name)(x)
     return tf.keras.Model(backbone.input, x, name="embedding_network")
 

@@ -18,7 +18,6 @@ from Modules import quiet  # noqa: F401, before TensorFlow
 
 # isort: split
 import argparse
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -28,15 +27,15 @@ import tensorflow as tf
 
 import modules
 from dataset import image_batches, load_manifest, select, training_batches, vector_batches, view_batches
-from generate_balanced_dataset import generate
 from Modules import baselines, cli, runtime, tracking
 from Modules.cli import UserError
-from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options, without_length
-from Modules.data.manifest import LABELS, manifest_sha256
-from Modules.data.synthetic import write_dataset
+from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options
+from Modules.data.manifest import LABELS
+from Modules.demo import BALANCED, find_data, pretrained
 from Modules.evaluation import assessment, calibration, cross_validation, html, report, scoring
 from Modules.evaluation.metrics import PREVALENCE
 from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
+from Modules.folds import identify, train_folds
 from Modules.metric_learning.losses import make_loss, with_head
 from Modules.metric_learning.pretraining import pretrain
 from Modules.metric_learning.sampling import oversampled
@@ -44,8 +43,6 @@ from Modules.mnist import warm_up
 from Modules.NeuralNetwork import NeuralNetwork, adam
 
 WORDS = ("full-dataset", "full-model", "mnist")
-DEMO_SIZE = 128  # pixels
-BALANCED, SMALLER, DEMO = Path("datasets/balanced"), Path("datasets/smaller"), Path("datasets/demo")
 
 FALSE_ALARMS = 0.02  # share of validation images that may be called unlike anything known
 
@@ -93,34 +90,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         inner = "mnist" if "mnist" in options.words else f"fold-{options.fold}" if single else ""
         options.checkpoints = Path("checkpoints") / inner
     return options
-
-
-def find_data(folder: Path | None) -> tuple[Path, bool]:
-    """The folder to train on, and whether it is the synthetic demo, which is made where there is no data set."""
-    if folder is not None or BALANCED.exists():
-        return folder or BALANCED, False
-    if SMALLER.exists():
-        print(f"No {BALANCED}: making it from {SMALLER}.")
-        generate(SMALLER, BALANCED)
-        return BALANCED, False
-    print(f"Neither {BALANCED} nor {SMALLER} is there:")
-    print(f"training on a synthetic demo in {DEMO}. Its pictures are drawn, not")
-    print("photographed; its numbers say nothing about lesions.")
-    if not (DEMO / "balanced").exists():
-        generate(write_dataset(DEMO / "smaller", size=DEMO_SIZE), DEMO / "balanced", size=DEMO_SIZE)
-    return DEMO / "balanced", True
-
-
-def pretrained(backbone: str, weights: str, is_demo: bool) -> list[np.ndarray] | None:
-    """The backbone's weights; the demo, and only the demo, goes on without ImageNet's where they can't be had."""
-    try:
-        return modules.pretrained(backbone, weights)
-    except modules.DownloadError:
-        if not is_demo:
-            raise
-        print(f"Warning: ImageNet weights of {backbone} can't be downloaded:")
-        print("the demo starts from random ones.")
-        return None
 
 
 def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool) -> None:
@@ -192,10 +161,11 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     runtime.set_precision("float32")
     frozen = modules.build_embedding(stage, size)
     frozen.set_weights(embedding.get_weights())
-    frozen = modules.averaged(frozen, stage.views)
+    frozen = modules.averaged(frozen, stage.averaged_views)
     seen = training.iloc[oversampled(training["target"].to_numpy(), seed, 0)] if full else training
-    views = recipe.classifier.views
-    vectors = scoring.embed(frozen, view_batches(seen, recipe.data, views, seed), views * len(seen), "views")[0]
+    inputs = view_batches(seen, recipe.data, recipe.classifier.views, seed)
+    views = recipe.classifier.views or 1
+    vectors = scoring.embed(frozen, inputs, views * len(seen), "views")[0]
     targets = np.tile(seen["target"].to_numpy(np.float32), views)
     held_out = scoring.embed(frozen, image_batches(validation, recipe.data), len(validation), "validation")[0]
 
@@ -303,42 +273,6 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     tracking.finish(run, {view: results[view] for view in scoring.VIEWS}, pictures)
 
 
-def identify(options: argparse.Namespace, recipe: Recipe, data: Path) -> dict:
-    """What a run may not change when it goes on."""
-    names = "fold", "seed", "weights", "precision", "deterministic", "baseline", "on_collapse"
-    return {
-        "recipe": asdict(without_length(recipe)),
-        "data": manifest_sha256(data),
-        "words": sorted(options.words),
-        **{name: getattr(options, name) for name in names},
-    }
-
-
-def train_folds(options: argparse.Namespace, recipe: Recipe, data: Path) -> None:
-    """Train each fold in its own folder, but those that are done where the run is resumed, and pool their scores."""
-    folds = sorted(set(load_manifest(data, verify=options.verify)["fold"]) - {-1})
-    if not folds:
-        raise UserError(f"{data} has no folds: make it with generate_balanced_dataset.py --folds 5")
-    home, done = options.checkpoints, []
-    for fold in folds:
-        one = argparse.Namespace(**vars(options) | {"fold": fold, "checkpoints": home / f"fold-{fold}"})
-        finished = one.checkpoints / "best_epoch.json"
-        unfinished = any(one.checkpoints.glob("state-*.npz"))
-        if options.resume and finished.exists() and not unfinished:
-            if json.loads(finished.read_text())["identity"] != identify(one, recipe, data):
-                raise UserError(f"{one.checkpoints} is of another run: resume with the same options")
-            print(f"Fold {fold} is done.")
-        else:
-            print(f"== Fold {fold} of {len(folds)}")
-            tf.keras.backend.clear_session()
-            train(one, recipe, data, is_demo=False)
-        done.append(one.checkpoints)
-    pooled = cross_validation.pool(done)
-    report.write_json(home / "cross_validation.json", pooled)
-    print(cross_validation.summary(pooled))
-    print(f"Wrote {home}/cross_validation.json")
-
-
 def main() -> None:
     options = parse()
     if "mnist" in options.words:
@@ -351,7 +285,7 @@ def main() -> None:
         recipe = with_options(demo(named), vars(options))
     try:
         if options.fold == "all":
-            train_folds(options, recipe, data)
+            train_folds(options, recipe, data, train)
         else:
             train(options, recipe, data, is_demo)
     except tf.errors.OpError as error:

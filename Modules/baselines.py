@@ -97,7 +97,7 @@ def finetuned(
     frozen = modules.build_backbone(stage, size)
     frozen.set_weights(backbone.get_weights())
     features = embed(
-        modules.averaged(frozen, stage.views, unit_length=False),
+        modules.averaged(frozen, stage.averaged_views, unit_length=False),
         image_batches(test, recipe.data),
         len(test),
         "baseline",

@@ -40,7 +40,9 @@ class Embedding:
     dense_units: tuple[int, ...] = (256,)  # fully connected layers between backbone and embedding
     embedding_size: int = 128  # dimensions, as in FaceNet
     normalisation: str = "row"  # each embedding has length 1; batch: the whole batch has, the likely published failure
-    views: int = 1  # flips and turns whose mean is the embedding of a picture, in the saved model: 1, 2, 4 or 8
+    averaged_views: int = (
+        1  # flips and turns whose mean is the embedding of a picture, in the saved model: 1, 2, 4 or 8
+    )
     loss: str = "tfa-semi-hard"  # see Modules/metric_learning/losses.py
     margin: float = 0.4  # between positive and negative distance; distances run from 0 to 2
     final_margin: float = 0.0  # of the last epoch, reached in a straight line; 0: as `margin`
@@ -65,7 +67,7 @@ class Classifier:
     leaky: bool = False  # LeakyReLU instead of ReLU
     dropout: float = 0.0  # after each dense layer
     outputs: int = 1  # 1: one logit; 2: two logits, whose difference is the one
-    views: int = 4  # augmented views of each image, embedded once and then trained on
+    views: int = 4  # augmented views of each image, embedded once and then trained on; 0: the image as it is
     batch_size: int = 128  # embeddings
     learning_rate: float = 1e-3  # of Adam
     epochs: int = 50
@@ -153,6 +155,7 @@ STAGES = {"data": Data, "embedding": Embedding, "classifier": Classifier}
 LIMITS = {
     "patience": (0, math.inf),
     "pretrain_epochs": (0, math.inf),
+    "views": (0, math.inf),
     "outputs": (1, 2),
     "dropout": (0, 0.99),
     "zoom": (0, 0.99),
@@ -168,7 +171,7 @@ WORDS = {
     "keep": ("best", "last"),
     "schedule": ("constant", "cosine"),
     "batches": ("shuffled", "class"),
-    "views": ("1", "2", "4", "8"),
+    "averaged_views": ("1", "2", "4", "8"),
 }
 
 

@@ -163,6 +163,58 @@ def test_a_backbone_is_cut_after_its_inner_layer():
 # --- Weights ----------------------------------------------------------------------------------------------------------
 
 
+# --- Views ------------------------------------------------------------------------------------------------------------
+
+
+def turned(images):
+    """The eight flips and turns of square pictures [B, S, S, 3]."""
+    upright = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]]
+    return [*upright, *(view.transpose(0, 2, 1, 3) for view in upright)]
+
+
+@pytest.mark.parametrize("views", [1, 2, 4, 8])
+def test_views_are_the_first_flips_and_turns_to_the_last_bit(views):
+    image = tf.keras.Input((6, 6, 3))
+    found = tf.keras.Model(image, modules.dihedral_views(image, views))(pictures(size=6))
+    found = found if views > 1 else [found]
+    assert len(found) == views
+    for one, other in zip(found, turned(pictures(size=6)), strict=False):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_mean_of_views_is_flat_of_unit_length_and_the_same_whichever_way_up():
+    single = shaken(modules.build_embedding(replace(SMALL, averaged_views=8), SIZE))
+    model = modules.averaged(single, 8)
+    mean = np.mean([single(view, training=False) for view in turned(pictures())], axis=0)
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    for view in turned(pictures()):
+        np.testing.assert_allclose(model(view, training=False), expected, atol=2e-5)
+    assert not any(isinstance(layer, tf.keras.Model) for layer in model.layers)
+    assert model.get_layer("embedding").output is model.output
+    assert (
+        len(model.get_weights()) == len(single.get_weights()) + len([x for x in model.layers if "upend" in x.name]) + 1
+    )
+    assert [weight.shape for weight in model.trainable_weights] == [w.shape for w in single.trainable_weights]
+
+
+def test_one_view_is_the_network_itself(embedding):
+    assert modules.averaged(embedding, 1) is embedding
+
+
+def test_a_batch_normalised_as_a_whole_has_length_one_and_leaves_its_rows_short():
+    model = shaken(modules.build_embedding(replace(SMALL, normalisation="batch"), SIZE))
+    vectors = model(pictures(16), training=False).numpy()
+    assert np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(vectors, axis=1).max() < 0.5
+
+
+def test_the_backbones_weights_are_taken_out_as_they_are_put_in(embedding):
+    weights = modules.backbone_weights(embedding)
+    backbone = modules.build_backbone(SMALL, SIZE, weights)
+    inside = tf.keras.Model(embedding.input, embedding.get_layer("features").output)
+    np.testing.assert_array_equal(backbone(pictures(), training=False), inside(pictures(), training=False))
+
+
 @pytest.fixture(scope="module")
 def published():
     """MobileNet as keras.applications builds it."""

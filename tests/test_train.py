@@ -129,8 +129,8 @@ def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturb
     cut = (
         "import sys, train, Modules.NeuralNetwork as network\n"
         "record = network.NeuralNetwork.record\n"
-        "def record_two(self, logs):\n"
-        "    record(self, logs)\n"
+        "def record_two(self, logs, watch):\n"
+        "    record(self, logs, watch)\n"
         "    if self.epochs_done == 2: sys.exit('cut off')\n"
         "network.NeuralNetwork.record = record_two\n"
         "train.main()"
@@ -145,6 +145,61 @@ def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturb
     assert whole["test"] == resumed["test"]
     assert whole["fold"] == 0
     assert len(whole["history"]["embedding"]["loss"]) == 3
+
+
+def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
+    source = write_dataset(tmp_path / "source", images=60, size=32)
+    external = write_dataset(tmp_path / "external", images=40, size=32, seed=9)
+    table = pd.read_csv(external / "train-metadata.csv").drop(columns=["patient_id", "lesion_id"])
+    table.to_csv(external / "train-metadata.csv", index=False)
+    generate(source, tmp_path / "data", external=[external], size=32, folds=2)
+    options = [
+        "--fold", "all", "--data", tmp_path / "data", "--checkpoints", tmp_path / "ck", "--backbone", "mobilenet",
+        "--loss", "semi-hard", "--classification", "1", "--positives", "other-patient", "--batches", "class",
+        "--schedule", "cosine", "--weight-decay", "0.01", "--keep", "last", "--external", "pretrain",
+        "--pretrain-epochs", "1", "--averaged-views", "2", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
+        "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
+        "--baseline", "finetune",
+    ]  # fmt: skip
+    said = run("train.py", *options, cwd=tmp_path)
+    assert said.count("Stage 0: ") == 2
+    assert said.count("has it already") == 1
+    pooled = json.loads((tmp_path / "ck" / "cross_validation.json").read_text())
+    manifest = load_manifest(tmp_path / "data")
+    assert pooled["images"] == (manifest["fold"] >= 0).sum() == pooled["test_full"]["probability"]["n"]
+    assert list(pooled["test_full"]) == ["probability", "knn", "logistic", "finetune"]
+    facts = json.loads((tmp_path / "ck" / "fold-1" / "best_epoch.json").read_text())
+    assert set(facts["baseline_finetune"]["test"]) >= TEST_KEYS
+    assert "metric_loss" in facts["history"]["embedding"]
+    external_ids = set(manifest.loc[manifest["split"] == "external", "isic_id"])
+    with np.load(tmp_path / "ck" / "fold-1" / "gallery.npz") as gallery:
+        assert not external_ids & set(gallery["ids"])
+
+    before = (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns
+    said = run("train.py", *options, "--resume", cwd=tmp_path)
+    assert "Fold 0 is done." in said
+    assert "Fold 1 is done." in said
+    assert (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns == before
+
+
+def test_the_published_failure_is_recognised_and_the_next_command_cures_it(balanced, tmp_path):
+    options = [
+        "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "32", "--epochs", "6",
+        "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
+        "--precision", "float32",
+    ]  # fmt: skip
+    said = run("train.py", *options, "--normalisation", "batch", "--checkpoints", tmp_path / "failed", cwd=tmp_path)
+    assert "normalise each row, not the batch" in said
+    facts = json.loads((tmp_path / "failed" / "best_epoch.json").read_text())
+    assert "collapsed" in facts["diagnosis"]
+    assert len(facts["history"]["embedding"]["loss"]) == 5  # it was stopped
+    assert facts["history"]["embedding"]["loss"][-1] > 0.9 * facts["config"]["embedding"]["margin"]
+
+    said = run("train.py", *options, "--checkpoints", tmp_path / "cured", cwd=tmp_path)
+    facts = json.loads((tmp_path / "cured" / "best_epoch.json").read_text())
+    assert "collapsed" not in (facts["diagnosis"] or "")
+    assert facts["test"]["embedding"]["mean_negative_distance"] > 0.25
+    assert not facts["test"]["embedding"]["collapsed"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +218,11 @@ def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturb
         (["--weights", "missing.h5"], "missing.h5"),
         (["--fold", "3"], "fold"),
         (["--seed", "-1"], "--seed -1"),
-        (["--batches", "clas", "--weights", "none", "--backbone", "mobilenet", "--image-size", "32"], "mean class?"),
+        (["--batches", "clas"], "expected shuffled, class"),
+        (["--fold", "first"], "or all"),
+        (["--fold", "all", "--weights", "missing.h5"], "missing.h5"),
+        (["--external", "pretrain", "--weights", "none", "--backbone", "mobilenet"], "two or more diagnoses"),
+        (["--loss", "tfa-semi-hard", "--positives", "other-patient"], "knows no patients"),
         (["mnist", "--epochs", "3"], "mnist"),
     ],
 )

@@ -41,7 +41,7 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
         "images": known["sha256"].tolist(),
         "diagnoses": codes.tolist(),
         "data": asdict(recipe.data),
-        "embedding": asdict(stage) | {"epochs": 0, "patience": 0, "views": 0},
+        "embedding": asdict(stage) | {"epochs": 0, "patience": 0, "averaged_views": 0},
         "seed": seed,
         "weights": options["weights"],
     }

@@ -149,7 +149,7 @@ WRONG = {
     + [("data", "image_size", "0"), ("data", "batch_size", "0"), ("embedding", "epochs", "0")]
     + [(stage, item.name, "sideways") for stage, item in FIELDS if item.name in config.WORDS]
     + [
-        ("embedding", "views", "3"),
+        ("embedding", "averaged_views", "3"),
         ("classifier", "outputs", "3"),
         ("classifier", "dropout", "1"),
         ("data", "zoom", "1"),

@@ -140,6 +140,32 @@ def test_margin_equals_the_loop(name, margin):
     assert LOSSES[name](labels, embeddings, margin=margin).numpy() == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_a_positive_of_another_patient_equals_the_loop_that_skips_the_others(name, monkeypatch):
+    """Labels [B, 2]; the loops see who may be whose positive through `others`."""
+    labels, embeddings = batch(size=20, classes=2)
+    patients = np.random.default_rng(1).integers(0, 5, 20)
+
+    def of_another_patient(classes, anchor):
+        positives, negatives = plain_others(classes, anchor)
+        return [j for j in positives if patients[j] != patients[anchor]], negatives
+
+    plain_others = others
+    monkeypatch.setitem(globals(), "others", of_another_patient)
+    both = np.stack([labels, patients], axis=1)
+    expected = LOOPS[name](labels, embeddings)
+    if name == "contrastive":  # its loop goes over pairs
+        d, same = distances(embeddings), labels[:, None] == labels
+        pairs = [(i, j) for i in range(20) for j in range(i) if not same[i, j] or patients[i] != patients[j]]
+        expected = mean([0.5 * (d[i, j] if same[i, j] else max(0.0, 1 - d[i, j])) ** 2 for i, j in pairs])
+    assert LOSSES[name](both, embeddings).numpy() == pytest.approx(expected, abs=2e-6)
+    alone = np.stack([labels, np.arange(20)], axis=1)
+    assert LOSSES[name](alone, embeddings).numpy() == pytest.approx(LOSSES[name](labels, embeddings).numpy(), abs=1e-7)
+    everyone = np.stack([labels, np.zeros(20, int)], axis=1)
+    if name in TRIPLETS:
+        assert LOSSES[name](everyone, embeddings).numpy() == 0
+
+
 def test_arcface_equals_the_loop():
     labels, cosines = batch(size=12, classes=3, dimension=3)
     cosines[0] = [-0.95, 0.2, 0.2]
@@ -297,8 +323,9 @@ def test_every_loss_falls_in_training(name):
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], 16)
     images = generator.normal(size=(32, 8)).astype(np.float32) + 1.5 * labels[:, None]
-    model = losses.with_head(small_model(), name, classes=2, seed=0)
-    model.compile(tf.keras.optimizers.Adam(0.02), make_loss(name, margin=0.4))
+    loss = make_loss(name, margin=0.4)
+    model = losses.with_head(small_model(), loss, classes=2, seed=0)
+    model.compile(tf.keras.optimizers.Adam(0.02), loss)
     history = model.fit(images, labels, batch_size=32, epochs=15, verbose=0).history["loss"]
     assert history[-1] < 0.9 * history[0]
 
@@ -306,14 +333,33 @@ def test_every_loss_falls_in_training(name):
 def test_head_trains_the_embedding_and_stays_out_of_it():
     embedding = small_model()
     before = [weight.numpy() for weight in embedding.trainable_weights]
-    model = losses.with_head(embedding, "arcface", classes=3, seed=0)
-    model.compile("sgd", make_loss("arcface", margin=0.5))
+    loss = make_loss("arcface", margin=0.5)
+    model = losses.with_head(embedding, loss, classes=3, seed=0)
+    model.compile("sgd", loss)
     labels, images = batch(16, 3)
     model.fit(images, labels, verbose=0)
     assert model.output_shape == (None, 3)
     assert embedding.output_shape == (None, 4)
     assert not np.allclose(before[0], embedding.trainable_weights[0])
-    assert losses.with_head(embedding, "semi-hard", classes=3, seed=0) is embedding
+    assert losses.with_head(embedding, make_loss("semi-hard", 0.2), classes=3, seed=0) is embedding
+
+
+def test_a_classification_beside_the_metric_loss_is_weighed_and_told_apart_from_it():
+    labels, embeddings = batch(size=12, classes=3, dimension=5)
+    images = tf.keras.Input((5,))
+    embedding = tf.keras.Model(images, tf.keras.layers.UnitNormalization(name="embedding")(images))
+    loss = make_loss("semi-hard", 0.3, classification=0.7)
+    learner = losses.with_head(embedding, loss, classes=3, seed=0)
+    outputs = learner(embeddings)
+    assert outputs.shape == (12, 8)
+    (centres,) = learner.get_weights()
+    logits = 16 * embeddings @ (centres / np.linalg.norm(centres, axis=0))
+    cross_entropy = mean(
+        [math.log(sum(math.exp(x - row[y]) for x in row)) for row, y in zip(logits, labels, strict=True)]
+    )
+    metric = semi_hard_loop(labels, embeddings, 0.3)
+    assert loss.metric_loss(labels, outputs).numpy() == pytest.approx(metric, abs=2e-6)
+    assert loss(labels, outputs).numpy() == pytest.approx(metric + 0.7 * cross_entropy, abs=1e-5)
 
 
 def test_mining_schedule_moves_stage_and_margin_inside_the_compiled_step():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from Modules.cli import UserError
-from Modules.metric_learning.sampling import class_batches, group_codes, oversampled, shuffled
+from Modules.metric_learning.sampling import class_batches, group_codes, metric_labels, oversampled, shuffled
 
 properties = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -29,6 +29,15 @@ def times_seen(order, n):
 
 def even(counts):
     return counts.max() - counts.min() <= 1
+
+
+def test_labels_name_the_patient_where_positives_must_come_from_another():
+    assert metric_labels([1, 0, 1], None, "any").tolist() == [1, 0, 1]
+    labels = metric_labels([1, 0, 1, 1], np.array(["b", None, "b", None], object), "other-patient")
+    assert labels.dtype == np.int32
+    assert labels[:, 0].tolist() == [1, 0, 1, 1]
+    assert labels[0, 1] == labels[2, 1]
+    assert len(set(labels[:, 1])) == 3
 
 
 def test_group_codes_number_names_and_keep_missing_ones_apart():

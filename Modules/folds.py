@@ -1,0 +1,51 @@
+"""Cross-validation: one run of train.py after another, each tested on its own fold, and their scores together."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import tensorflow as tf
+
+from dataset import load_manifest
+from Modules.cli import UserError
+from Modules.config import Recipe, without_length
+from Modules.data.manifest import manifest_sha256
+from Modules.evaluation import cross_validation, report
+
+
+def identify(options: Namespace, recipe: Recipe, data: Path) -> dict:
+    """What a run may not change when it goes on."""
+    names = "fold", "seed", "weights", "precision", "deterministic", "baseline", "on_collapse"
+    return {
+        "recipe": asdict(without_length(recipe)),
+        "data": manifest_sha256(data),
+        "words": sorted(options.words),
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def train_folds(options: Namespace, recipe: Recipe, data: Path, train: Callable) -> None:
+    """`train` each fold in its own folder, but those that are done where the run is resumed, and pool their scores."""
+    folds = sorted(set(load_manifest(data, verify=options.verify)["fold"]) - {-1})
+    if not folds:
+        raise UserError(f"{data} has no folds: make it with generate_balanced_dataset.py --folds 5")
+    home, done = options.checkpoints, []
+    for fold in folds:
+        one = Namespace(**vars(options) | {"fold": fold, "checkpoints": home / f"fold-{fold}"})
+        finished = one.checkpoints / "best_epoch.json"
+        unfinished = any(one.checkpoints.glob("state-*.npz"))
+        if options.resume and finished.exists() and not unfinished:
+            if json.loads(finished.read_text())["identity"] != identify(one, recipe, data):
+                raise UserError(f"{one.checkpoints} is of another run: resume with the same options")
+            print(f"Fold {fold} is done.")
+        else:
+            print(f"== Fold {fold} of {len(folds)}")
+            tf.keras.backend.clear_session()
+            train(one, recipe, data, is_demo=False)
+        done.append(one.checkpoints)
+    pooled = cross_validation.pool(done)
+    report.write_json(home / "cross_validation.json", pooled)
+    print(cross_validation.summary(pooled))
+    print(f"Wrote {home}/cross_validation.json")
