@@ -402,6 +402,19 @@ def test_the_joined_model_is_one_after_the_other(embedding):
     )
 
 
+def test_a_calibration_is_a_fixed_layer_that_moves_the_logit_and_keeps_the_ranking(embedding, tmp_path):
+    classifier = shaken(modules.build_classifier(Classifier(units=(7,), outputs=2, dropout=0.5), 8))
+    model = modules.join(embedding, classifier, (0.5, -1.25))
+    logit = modules.logit_model(classifier)(embedding(pictures()))
+    np.testing.assert_allclose(model(pictures()), tf.sigmoid(0.5 * logit - 1.25), atol=1e-6)
+    np.testing.assert_allclose(classifier(embedding(pictures())), tf.sigmoid(logit), atol=1e-6)
+    layer = model.get_layer("calibration")
+    assert not layer.trainable
+    assert layer.dtype == "float32"
+    modules.save(model, tmp_path / "model.keras")
+    np.testing.assert_allclose(modules.load(tmp_path / "model.keras")(pictures()), model(pictures()), atol=1e-6)
+
+
 def test_what_is_saved_is_what_is_loaded_and_names_no_code_of_ours(joined, tmp_path):
     file = tmp_path / "best_epoch.keras"
     modules.save(joined, file)

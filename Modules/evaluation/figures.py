@@ -260,7 +260,7 @@ def reliability(
         upper.set(xlim=(0, min(1, 1.05 * limit)), ylim=(0, min(1, 1.05 * limit)))
     lower.set(xlim=upper.get_xlim(), yscale="log")
     for axis in (upper.xaxis, upper.yaxis, lower.xaxis):
-        axis.set_major_formatter(PercentFormatter(1))
+        axis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     upper.legend(fontsize=SMALL, frameon=False, loc="upper left")
     return figure
 

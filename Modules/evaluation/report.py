@@ -104,7 +104,7 @@ def external_summary(content: dict) -> str:
     for row in content["differences"]:
         training = "-" if row["training"] is None else f"{row['training']:.3f}"
         shift = f"{row['shift']:+.1f} sd" if "shift" in row else ""
-        lines.append(f"  {row['what']:<28} {row['here']:>12.3f} {training:>12} {shift:>9}")
+        lines.append(f"  {row['what']:<28} {row['here']:>12.3f} {training:>12} {shift:>9}".rstrip())
     return "\n".join(lines)
 
 

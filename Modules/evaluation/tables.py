@@ -64,7 +64,7 @@ def cell(result: dict, name: str, faint: bool = False) -> Cell:
     if result[name] is None:
         return Cell(f"undefined: {result.get('undefined', {}).get(name, 'not computed')}", faint=True)
     bounds = result.get(f"{name}_ci95")
-    return Cell(shown(result[name]), f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "no interval", faint)
+    return Cell(shown(result[name]), f"{bounds[0]:.3f}\u2013{bounds[1]:.3f}" if bounds else "no interval", faint)
 
 
 def plain(header: list[str], rows: list) -> Table:

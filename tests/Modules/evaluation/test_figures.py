@@ -6,12 +6,19 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from Modules.evaluation import figures
+from Modules.evaluation.calibration import correct_prior
+from Modules.evaluation.decision_curve import decision_curve
 from Modules.evaluation.metrics import evaluate
 
 RNG = np.random.default_rng(0)
 TARGET = np.tile([0, 1], 40)
 PROBABILITY = np.clip(0.3 * TARGET + RNG.random(80) * 0.7, 0, 1)
 EMBEDDING = RNG.normal(size=(80, 6)) + TARGET[:, None]
+
+
+CURVES = {
+    name: decision_curve(TARGET, PROBABILITY, share, np.arange(80)) for name, share in (("own", 0.5), ("stated", 0.02))
+}
 
 
 def texts(figure):
@@ -47,6 +54,13 @@ EVERY = {
     "no distances": lambda: figures.distance_histogram([], []),
     "equal distances": lambda: figures.distance_histogram(np.zeros(5), []),
     "reliability": lambda: figures.reliability(TARGET, PROBABILITY, PROBABILITY**2),
+    "reliability at a prevalence": lambda: figures.reliability(
+        TARGET, PROBABILITY, correct_prior(PROBABILITY, 0.5, 0.02), prevalence=0.02, labels=("as it is", "corrected")
+    ),
+    "reliability of one class at a prevalence": lambda: figures.reliability(TARGET * 0, PROBABILITY, prevalence=0.02),
+    "decision curves": lambda: figures.decision_curves(CURVES),
+    "decision curves, one": lambda: figures.decision_curves(CURVES | {"own": {"undefined": "one class"}}),
+    "decision curves, none": lambda: figures.decision_curves({"own": {"undefined": "one class"}}),
     "reliability, constant": lambda: figures.reliability(TARGET * 0, np.zeros(80)),
     "reliability, empty": lambda: figures.reliability(np.array([], int), np.array([])),
 }
@@ -179,3 +193,23 @@ def test_reliability_shows_before_and_after_with_counts():
     shown = texts(figure)
     for words in ("before calibration", "after calibration", "images", "n = 80, 40 malignant"):
         assert words in shown
+
+
+def test_reliability_at_a_prevalence_moves_the_shares_in_odds():
+    target, probability = np.tile([0, 1, 1, 1], 5), np.full(20, 0.75)
+    figure = figures.reliability(target, probability, prevalence=0.02)
+    (point,) = (line for line in figure.axes[0].lines if line.get_marker() == "s")
+    assert point.get_ydata()[0] == pytest.approx(0.02)  # 75 % of 75 % is the prevalence again
+    assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+
+
+def test_decision_curves_draw_the_model_and_both_strategies():
+    figure = EVERY["decision curves"]()
+    assert len(figure.axes) == 2
+    for axes, curve in zip(figure.axes, CURVES.values(), strict=True):
+        model, everybody, _ = axes.lines
+        np.testing.assert_allclose(model.get_ydata(), curve["model"])
+        np.testing.assert_allclose(everybody.get_ydata(), curve["treat_all"])
+    for words in ("treat none", "own, 50 % malignant", "stated, 2 % malignant", "n = 80"):
+        assert words in texts(figure)
+    assert len(EVERY["decision curves, one"]().axes) == 1

@@ -124,7 +124,7 @@ def test_the_numbers_are_those_of_the_facts(folder, facts):
         assert f"{facts['test'][name]:.3f}" in card
     low, high = facts["test"]["roc_auc_ci95"]
     for text in (page.text, card):
-        assert f"{low:.3f} to {high:.3f}" in text
+        assert f"{low:.3f}\u2013{high:.3f}" in text
         assert facts["manifest_sha256"] in text
         assert facts["command"] in text
         assert "no medical device" in text

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import classification_report
 
 from Modules.evaluation import report
+from Modules.evaluation.assessment import decision_curves
+from Modules.evaluation.calibration import errors_at
+from Modules.evaluation.comparison import compare
 from Modules.evaluation.metrics import evaluate
 
 TITLE = "The plain classifier on it (frozen features, logistic regression)"  # the longest there is
@@ -84,6 +87,49 @@ def test_the_class_report_is_that_of_scikit_learn(pairs):
         assert [float(number) for number in numbers] == pytest.approx(shown, abs=5.1e-5)
 
 
+TARGET = np.arange(60) % 2
+ONE, OTHER = (np.random.default_rng(seed).random(60) for seed in (0, 1))
+
+
+def test_a_comparison_holds_80_columns_and_every_shown_metric():
+    result = compare(TARGET, ONE, OTHER, (0.5, 0.4), np.arange(60))
+    said = report.comparison_summary(result, "checkpoints/" + "deep/" * 30 + "best_epoch.keras against other.keras")
+    assert max(map(len, said.splitlines())) <= 80
+    assert f"p = {result['delong']['p']:.3g}" in said
+    assert f"{result['differences']['roc_auc']['difference']:+.4f}" in said
+    one_class = report.comparison_summary(compare(TARGET * 0, ONE, OTHER, (0.5, 0.5), np.arange(60)), "a against b")
+    assert "undefined: no malignant image" in one_class
+    assert "DeLong, equal ROC AUC: undefined" in one_class
+
+
+def test_an_external_set_holds_80_columns_with_its_notes():
+    content = {
+        "name": "n" * 100,
+        "notes": ["no table by " + ", ".join(["anatom_site_general_challenge"] * 5)],
+        "result": RESULTS["only benign"],
+        "differences": [
+            {"what": "share malignant", "here": 0.0, "training": 0.5},
+            {"what": "lightness L*", "here": 61.0, "training": 64.4, "shift": -0.4},
+            {"what": "share like a known lesion", "here": 1.0, "training": None},
+        ],
+    }
+    said = report.external_summary(content)
+    assert max(map(len, said.splitlines())) <= 80
+    assert "-0.4 sd" in said
+    assert "undefined: no malignant image" in said
+
+
+def test_calibration_and_shortcuts_hold_80_columns():
+    sides = {"before": errors_at(TARGET, ONE, 0.5, np.arange(60)), "after": errors_at(TARGET, OTHER, 0.5, TARGET)}
+    calibration = {"method": "temperature", "prevalence": 0.0176, "test": sides, "at_prevalence": sides}
+    view = {"roc_auc": None, "roc_auc_ci95": None, "undefined": {"roc_auc": "no malignant image"}}
+    said = report.calibration_summary(calibration) + "\n"
+    said += report.shortcut_summary({"views": dict.fromkeys(("whole", "lesion_covered", "rim_alone"), view)})
+    assert max(map(len, said.splitlines())) <= 80
+    assert f"{sides['before']['ece']:.4f} to {sides['after']['ece']:.4f}" in said
+    assert said.count("undefined: no malignant image") == 3
+
+
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
@@ -129,19 +175,31 @@ def test_split():
     return table, rng.uniform(size=24), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+def results_of(table, probability):
+    """The part of what `assess` finds that figures show."""
+    target, calibration = table["target"].to_numpy(), {"scale": 1.0, "offset": 0.0, "training_prevalence": 0.5}
+    rows = table["balanced"].to_numpy()
+    return {
+        "prevalence": 0.02,
+        "test": evaluate(target[rows], probability[rows], resamples=20),
+        "test_full": evaluate(target, probability, resamples=20),
+        "calibration": calibration,
+        "decision_curves": decision_curves(table, probability, 0.02),
+    }
+
+
 def test_every_figure_is_written_where_it_is_said_to_be(tmp_path, test_split):
     table, probability, embeddings = test_split
-    rows = table["balanced"].to_numpy()
-    result = evaluate(table["target"].to_numpy()[rows], probability[rows], resamples=20)
     history = {"loss": [0.5, 0.4], "val_loss": [0.6, np.nan]}
     written = [
         report.write_inputs(tmp_path, table[:6], np.zeros((6, 8, 8, 3), np.float32)),
         *report.write_curves(tmp_path, {"embedding": (history, 0), "classifier": (history, 1)}),
-        *report.write_test_figures(tmp_path, table, probability, embeddings, result, margin=0.4),
+        *report.write_test_figures(tmp_path, table, probability, embeddings, results_of(table, probability), margin=0.4),
     ]
     assert [path.name for path in written] == [
         "inputs.png", "curves_embedding.png", "curves_classifier.png",
-        "confusion_matrix.png", "roc_and_precision_recall.png", "tsne.png", "distances.png",
+        "confusion_matrix.png", "roc_and_precision_recall.png", "tsne.png", "distances.png", "reliability.png",
+        "reliability_at_prevalence.png", "decision_curves.png", "roc_and_precision_recall_full.png",
     ]  # fmt: skip
     for path in written:
         assert path.parent == tmp_path / "figures"
@@ -152,11 +210,15 @@ def test_the_test_figures_show_the_balanced_images_alone(tmp_path, test_split, m
     table, probability, embeddings = test_split
     seen = {}
     monkeypatch.setattr(report.figures, "save", lambda figure, path: seen.setdefault(path.stem, figure))
-    monkeypatch.setattr(report.figures, "roc_and_precision_recall", lambda *shown: shown)
+    for name in ("roc_and_precision_recall", "reliability"):
+        monkeypatch.setattr(report.figures, name, lambda *shown: shown)
     monkeypatch.setattr(report.figures, "tsne", lambda *shown: shown)
-    report.write_test_figures(tmp_path, table, probability, embeddings, MIXED, margin=0.4)
+    report.write_test_figures(tmp_path, table, probability, embeddings, results_of(table, probability), margin=0.4)
     rows = table["balanced"].to_numpy()
     np.testing.assert_array_equal(seen["roc_and_precision_recall"][0], [0, 1] * 8)
     np.testing.assert_array_equal(seen["roc_and_precision_recall"][1], probability[rows])
     np.testing.assert_array_equal(seen["tsne"][0], embeddings[rows])
+    np.testing.assert_array_equal(seen["reliability"][1], probability[rows])
+    np.testing.assert_array_equal(seen["reliability_at_prevalence"][1], probability)
+    np.testing.assert_array_equal(seen["roc_and_precision_recall_full"][1], probability)
     assert list(seen["tsne"][3]) == list(table["patient_id"][rows])
