@@ -212,6 +212,28 @@ def distance_histogram(
     return figure
 
 
+def k_shot(curve: dict[str, dict | None], classifier: float | None = None, title: str = "k-shot") -> Figure:
+    """ROC AUC of the bare embedding by references a class, as `quality.k_shot` gives it; `classifier`: its AUC."""
+    known = {shots: result for shots, result in curve.items() if result}
+    title = f"{title}: the embedding with k known lesions of each class"
+    if not known:
+        return _note(title, "too few lesions of one class")
+    figure = _figure(title, 4.2)
+    axes = _axes(figure, "known lesions of each class", "ROC AUC")
+    mean = np.array([result["mean"] for result in known.values()])
+    low, high = (np.array([result[side] for result in known.values()]) for side in ("low", "high"))
+    error = np.abs([mean - low, high - mean])
+    axes.errorbar(range(len(known)), mean, error, c=GREEN, marker="o", capsize=4, lw=1.8, label="mean, 5-95 % of draws")
+    for place, value in enumerate(mean):
+        axes.annotate(f"{value:.3f}", (place, value), (8, -16), textcoords="offset points", fontsize=SMALL, color=INK)
+    if classifier is not None:
+        axes.axhline(classifier, color=PURPLE, ls=":", lw=2, label=f"the classifier, {classifier:.3f}")
+    axes.set_xticks(range(len(known)), list(known))
+    axes.set_xlim(-0.4, len(known) - 0.4)
+    axes.legend(fontsize=SMALL, frameon=False, loc="lower right")
+    return figure
+
+
 def reliability(
     target: np.ndarray,
     probability_before: np.ndarray,

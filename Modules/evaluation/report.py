@@ -169,6 +169,7 @@ def write_test_figures(
         "roc_and_precision_recall": figures.roc_and_precision_recall(targets, probability, result),
         "tsne": figures.tsne(embeddings, targets, "Test embedding", test["patient_id"]),
         "distances": figures.distance_histogram(*pairs, margin=margin),
+        "k_shot": figures.k_shot(result["embedding"]["k_shot"], result["roc_auc"]),
         "reliability": figures.reliability(
             targets, uncalibrated(calibration, probability), probability, "Reliability, test set 50/50"
         ),

@@ -6,7 +6,7 @@ seed alone, never on a split, so that it is kept and used again by the runs that
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,8 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
         stage.loss, stage.margin, stage.distance, stage.final_margin or None, stage.classification, stage.positives
     )
     table = known.assign(target=codes)
+    # Each image once an epoch: with as many of every diagnosis the rarest would come by the dozen.
+    recipe = replace(recipe, embedding=replace(stage, batches="shuffled"))
     _, steps = training_batches(table, recipe, seed)
     network = NeuralNetwork(
         with_head(embedding, loss, len(names), seed),

@@ -35,6 +35,11 @@ def history(epochs):
     return {"loss": np.linspace(1, 0.2, epochs), "val_loss": [np.nan] * epochs, "learning_rate": [1e-3] * epochs}
 
 
+KSHOT = {
+    "1": {"mean": 0.612, "low": 0.5, "high": 0.7},
+    "5": None,
+    "all": {"mean": 0.88, "low": 0.88, "high": 0.88},
+}
 EVERY = {
     "curves": lambda: figures.learning_curves(history(20), "Stage 1", 3),
     "one epoch": lambda: figures.learning_curves(history(1), "Stage 1", 1),
@@ -53,6 +58,8 @@ EVERY = {
     "distances": lambda: figures.distance_histogram(RNG.random(50), 1 + RNG.random(50), 0.4),
     "no distances": lambda: figures.distance_histogram([], []),
     "equal distances": lambda: figures.distance_histogram(np.zeros(5), []),
+    "k-shot": lambda: figures.k_shot(KSHOT, 0.91),
+    "k-shot, too few": lambda: figures.k_shot({"1": None}),
     "reliability": lambda: figures.reliability(TARGET, PROBABILITY, PROBABILITY**2),
     "reliability at a prevalence": lambda: figures.reliability(
         TARGET, PROBABILITY, correct_prior(PROBABILITY, 0.5, 0.02), prevalence=0.02, labels=("as it is", "corrected")
@@ -120,6 +127,12 @@ def test_curves_of_ranking_name_their_areas_chance_and_threshold():
     assert "threshold 0.5" in shown
     assert "n = 80, 40 malignant" in shown
     assert "undefined" in texts(EVERY["roc, one class"]())
+
+
+def test_the_k_shot_curve_names_each_mean_and_leaves_out_what_is_undefined():
+    said = texts(EVERY["k-shot"]())
+    assert {"0.612", "0.880", "the classifier, 0.910"} <= set(said.split("\n"))
+    assert "too few lesions" in texts(EVERY["k-shot, too few"]())
 
 
 def test_tsne_is_deterministic_and_joins_the_images_of_a_patient():
