@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pandas as pd
+import pytest
 
 from dataset import load_manifest, select
 from Modules.evaluation import report
@@ -12,11 +13,75 @@ from tests.commands import fails, run
 
 
 def test_without_paths_it_repeats_the_numbers_of_training_to_the_last_digit(trained, tmp_path):
-    said = run("predict.py", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
+    """And the other model on the same images: itself, from which it does not differ."""
+    home = tmp_path / "checkpoints"
+    shutil.copytree(trained, home)
+    former = (home / "report.html").read_text()
+    for name in ("report.html", "MODEL_CARD.md", "figures/decision_curves.png"):
+        (home / name).unlink()
+    said = run(
+        "predict.py", "--checkpoint", home / "best_epoch.keras", "--compare", trained / "best_epoch.keras", cwd=tmp_path
+    )
+    assert max(map(len, said.splitlines())) <= 80
+    text = (home / "report.html").read_text()
+    assert text[: text.index('<h2 id="use">')].startswith(former[: former.index('<nav aria-label="Contents">')])
+    assert "DeLong's test of equal ROC AUC: undefined, both models rank the images alike" in " ".join(text.split())
+    assert (home / "figures" / "decision_curves.png").exists()
+    compared = json.loads(next((home / "evaluations").iterdir()).read_text())
+    assert set(compared["views"]) == {"test", "test_full"}
+    assert compared["views"]["test"]["differences"]["roc_auc"]["difference"] == 0
     facts = json.loads((trained / "best_epoch.json").read_text())
     for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
         assert report.summary(facts[view], title) in said
         assert report.class_report(facts[view]) in said
+
+
+def test_a_labelled_folder_without_patients(trained, balanced, tmp_path):
+    home = tmp_path / "checkpoints"
+    shutil.copytree(trained, home)
+    test = select(load_manifest(balanced), "test", full=True)
+    known = select(load_manifest(balanced), "train").head(2)
+    for row in pd.concat([test, known]).itertuples():
+        place = tmp_path / "clinic" / ("nevus", "melanoma")[row.target] / f"{row.isic_id}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(row.file, place)
+    said = run("predict.py", "--checkpoint", home / "best_epoch.keras", "--data", tmp_path / "clinic", cwd=tmp_path)
+    assert max(map(len, said.splitlines())) <= 80
+    facts = json.loads((home / "best_epoch.json").read_text())
+    found = json.loads((home / "evaluations" / "external-clinic.json").read_text())
+    assert found["result"]["n"] == len(test)
+    for name in ("roc_auc", "accuracy", "brier"):
+        assert found["result"][name] == pytest.approx(facts["test_full"][name])
+    for note in ("no patients are known", "2 images left out: training or validation knew their ids"):
+        assert note in said
+        assert any(note in each for each in found["notes"])
+    assert "External data" in (home / "report.html").read_text()
+
+
+def test_a_table_like_isic_2017s_says_what_it_could_not_compute(trained, balanced, tmp_path):
+    home = tmp_path / "checkpoints"
+    shutil.copytree(trained, home)
+    test = select(load_manifest(balanced), "test", full=True)
+    benign = test[test["target"] == 0].head(5)
+    (tmp_path / "isic" / "Data").mkdir(parents=True)
+    for row in benign.itertuples():
+        shutil.copy(row.file, tmp_path / "isic" / "Data")
+    table = pd.DataFrame({"image_id": benign["isic_id"], "melanoma": 0.0, "seborrheic_keratosis": 0.0})
+    table.to_csv(tmp_path / "isic" / "truth.csv", index=False)
+    said = run(
+        "predict.py", "--checkpoint", home / "best_epoch.keras", "--data", tmp_path / "isic" / "truth.csv",
+        "--report-images", "no", cwd=tmp_path,
+    )  # fmt: skip
+    assert "ROC AUC            undefined: no malignant image" in said
+    assert "5 images, 0 malignant" in said
+
+
+def test_the_probability_at_a_prevalence_is_bayes_rule(trained, balanced, tmp_path):
+    rows = select(load_manifest(balanced), "test").head(4)
+    run("predict.py", *rows["file"], "--checkpoint", trained / "best_epoch.keras", "--prevalence", "0.1", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    odds = table["probability"] / (1 - table["probability"]) * 0.1 / 0.9
+    assert table["probability_at_prevalence"].tolist() == pytest.approx((odds / (1 + odds)).tolist(), abs=1e-4)
 
 
 def test_every_input_gets_a_row_also_the_unreadable(trained, balanced, tmp_path):
@@ -68,6 +133,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(trained, balanced, tmp_path, mo
         ([*checkpoint, "text.jpg"], "none of 1 pictures could be read"),
         ([*checkpoint, "--neighbours", "0"], "--neighbours 0"),
         ([*checkpoint, "--data", "nowhere"], "nowhere"),
+        ([*checkpoint, "--data", "empty"], "expected folders benign/ and malignant/"),
+        ([*checkpoint, "--compare", "nowhere.keras"], "no checkpoint nowhere.keras"),
+        ([*checkpoint, "--compare", "foreign.keras", "text.jpg"], "give no other PATH"),
+        ([*checkpoint, "--prevalence", "0"], "strictly between 0 and 1"),
         ([*checkpoint, "text.jpg", "--output", "missing/out.csv"], "--output"),
     ):
         assert named in fails("predict", *arguments, monkeypatch=monkeypatch, capsys=capsys)

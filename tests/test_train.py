@@ -10,6 +10,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.internal.datastore import DataStore
 
+import modules
 from dataset import load_manifest, select
 from generate_balanced_dataset import generate
 from Modules.data.images import read_image
@@ -62,6 +63,45 @@ def test_every_figure_is_drawn_and_nothing_is_left_to_resume(trained):
     assert not list(trained.glob("state-*")) + list(trained.glob("*partial*"))
 
 
+def test_calibration_and_threshold_come_from_validation_and_are_in_the_model(trained, balanced):
+    facts = json.loads((trained / "best_epoch.json").read_text())
+    calibration = facts["calibration"]
+    assert (facts["threshold"], facts["threshold_rule"], facts["prevalence"]) == (0.5, "half", 0.0176)
+    assert calibration["method"] == "temperature"  # validation is small
+    assert calibration["training_prevalence"] == 0.5
+    assert calibration["prior_offset"] == pytest.approx(np.log(0.0176 / 0.9824))
+    for place, n in (("validation", None), ("test", facts["test"]["n"]), ("at_prevalence", facts["test_full"]["n"])):
+        assert {"brier", "ece", "brier_ci95", "ece_ci95"} <= set(calibration[place]["before"])
+        assert n is None or calibration[place]["after"]["n"] == n
+    assert calibration["test"]["after"]["brier"] == pytest.approx(facts["test"]["brier"])
+    assert calibration["at_prevalence"]["after"]["ece"] < calibration["at_prevalence"]["before"]["ece"]
+    layer = modules.load(trained / "best_epoch.keras").get_layer("calibration")
+    kernel, bias = (float(value) for value in layer.get_weights()[0].ravel().tolist() + layer.get_weights()[1].tolist())
+    assert (kernel, bias) == pytest.approx((calibration["scale"], calibration["offset"]))
+
+
+def test_the_report_holds_whom_and_what_the_model_fails(trained, balanced):
+    facts = json.loads((trained / "best_epoch.json").read_text())
+    n = facts["test_full"]["n"]
+    for stratum in ("sex", "age", "site", "diagnosis"):
+        assert sum(row["n"] for row in facts["subgroups"] if row["stratum"] == stratum) == n
+    assert facts["shortcuts"]["n"] == n
+    assert set(facts["shortcuts"]["views"]) == {"whole", "lesion_covered", "rim_alone"}
+    assert facts["shortcuts"]["views"]["whole"]["roc_auc"] == facts["test_full"]["roc_auc"]
+    assert set(facts["decision_curves"]) == {"own", "stated"}
+    assert facts["used"]["splits"]["test"]["images"] == n
+    known = set(select(load_manifest(balanced), "train")["isic_id"])
+    for row in facts["errors"]:
+        assert (row["probability"] >= 0.5) != row["target"]
+        assert {neighbour["isic_id"] for neighbour in row["neighbours"]} <= known
+    text, card = ((trained / name).read_text() for name in ("report.html", "MODEL_CARD.md"))
+    for words in (facts["manifest_sha256"], "--backbone mobilenet", f"{facts['test']['roc_auc']:.3f}"):
+        assert words in text
+        assert words in card
+    assert text.count("data:image/jpeg") >= 4 * min(len(facts["errors"]), 1)
+    assert "http" not in text
+
+
 def test_the_gallery_holds_the_training_lesions_and_no_other(trained, balanced):
     training = select(load_manifest(balanced), "train")
     with np.load(trained / "gallery.npz", allow_pickle=False) as gallery:
@@ -107,9 +147,13 @@ def test_the_full_data_set_trains_on_every_image(balanced, tmp_path):
     run(
         "train.py", "full-dataset", "--data", balanced, "--checkpoints", tmp_path / "full", "--backbone", "mobilenet",
         "--image-size", "32", "--batch-size", "16", "--epochs", "1", "--classifier-epochs", "1", "--weights", "none",
-        "--classifier-views", "1", "--wandb", "disabled", "--precision", "float32", cwd=tmp_path,
+        "--classifier-views", "1", "--wandb", "disabled", "--precision", "float32", "--threshold-rule",
+        "sensitivity=0.9", "--prevalence", "0.1", "--report-images", "no", cwd=tmp_path,
     )  # fmt: skip
     facts = json.loads((tmp_path / "full" / "best_epoch.json").read_text())
+    assert (facts["threshold_rule"], facts["prevalence"], facts["test"]["prevalence"]) == ("sensitivity=0.9", 0.1, 0.1)
+    assert facts["threshold"] != 0.5
+    assert "data:image/jpeg" not in (tmp_path / "full" / "report.html").read_text()
     everything = select(load_manifest(balanced), "train", full=True)
     assert facts["full_dataset"]
     with np.load(tmp_path / "full" / "gallery.npz") as gallery:
@@ -214,6 +258,10 @@ def test_the_published_failure_is_recognised_and_the_next_command_cures_it(balan
         (["full-model", "--recipe", "margin"], "one of them"),
         (["--wandb", "sometimes"], "offline"),
         (["--precision", "int8"], "float32"),
+        (["--threshold-rule", "yuden"], "did you mean youden?"),
+        (["--threshold-rule", "sensitivity=90"], "a share in (0, 1]"),
+        (["--prevalence", "1.76"], "strictly between 0 and 1"),
+        (["--report-images", "maybe"], "yes"),
         (["--backbone", "resnet51", "--weights", "none"], "did you mean resnet50?"),
         (["--loss", "semihard", "--weights", "none"], "did you mean semi-hard?"),
         (["--weights", "missing.h5"], "missing.h5"),

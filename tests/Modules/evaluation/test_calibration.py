@@ -104,11 +104,11 @@ def test_a_weight_counts_as_so_many_images():
 
 def test_calibration_aims_at_the_even_mix_of_training_whatever_the_mix_of_validation():
     """Logits that are right at 50/50 need no change, also where one image in ten is malignant."""
-    target, logits = simulate(40_000, 0.1)
+    target, logits = simulate(6000, 0.1)
     logits = logits - logit(0.1)
     found = calibrate(logits, target, np.arange(len(target)))
     assert found["method"] == "platt"
-    assert (found["scale"], found["offset"]) == pytest.approx((1, 0), abs=0.06)
+    assert (found["scale"], found["offset"]) == pytest.approx((1, 0), abs=0.12)
     assert found["training_prevalence"] == 0.5
 
 
@@ -150,15 +150,15 @@ def test_mix_weights_make_the_share(prevalence):
 def test_errors_at_a_prevalence_are_those_of_images_that_have_it():
     """A model of 50/50, judged on 50/50 images weighted to 1.76 % and on images of which 1.76 % are malignant."""
     prevalence = 0.0176
-    many, logits = simulate(200_000, prevalence)
+    many, logits = simulate(100_000, prevalence)
     balanced = expit(logits - logit(prevalence))
-    half, half_logits = simulate(20_000, 0.5, seed=1)
+    half, half_logits = simulate(4000, 0.5, seed=1)
     corrected = (correct_prior(side, 0.5, prevalence) for side in (balanced, expit(half_logits)))
     for there, weighted in ((balanced, expit(half_logits)), tuple(corrected)):
         real = evaluate(many, there, resamples=2)
-        found = errors_at(half, weighted, prevalence, np.arange(20_000))
-        assert found["brier"] == pytest.approx(real["brier"], abs=0.003)
-        assert found["ece"] == pytest.approx(real["ece"], abs=0.01)
+        found = errors_at(half, weighted, prevalence, np.arange(4000))
+        assert found["brier"] == pytest.approx(real["brier"], abs=0.01)
+        assert found["ece"] == pytest.approx(real["ece"], abs=0.02)
 
 
 def test_prior_correction_is_bayes_rule():

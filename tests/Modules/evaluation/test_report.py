@@ -194,7 +194,9 @@ def test_every_figure_is_written_where_it_is_said_to_be(tmp_path, test_split):
     written = [
         report.write_inputs(tmp_path, table[:6], np.zeros((6, 8, 8, 3), np.float32)),
         *report.write_curves(tmp_path, {"embedding": (history, 0), "classifier": (history, 1)}),
-        *report.write_test_figures(tmp_path, table, probability, embeddings, results_of(table, probability), margin=0.4),
+        *report.write_test_figures(
+            tmp_path, table, probability, embeddings, results_of(table, probability), margin=0.4
+        ),
     ]
     assert [path.name for path in written] == [
         "inputs.png", "curves_embedding.png", "curves_classifier.png",
