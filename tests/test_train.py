@@ -59,6 +59,10 @@ def test_every_figure_is_drawn_and_nothing_is_left_to_resume(trained):
         "distances",
         "k_shot",
         "inputs",
+        "reliability",
+        "reliability_at_prevalence",
+        "decision_curves",
+        "roc_and_precision_recall_full",
     }
     assert not list(trained.glob("state-*")) + list(trained.glob("*partial*"))
 

@@ -190,7 +190,7 @@ def test_wrong_input_is_an_error(target, probability, message):
         evaluate(target, probability)
 
 
-@pytest.mark.parametrize("kind", ["random", "informative", "rare", "ties"])
+@pytest.mark.parametrize("kind", ["random", "informative", "rare", "ties", "two values", "perfect", "inverted"])
 def test_equals_the_challenges_own_scoring(kind):
     sys.modules.setdefault("zipfile_deflate64", zipfile)  # needs a compiler; only opens archives, none here
     pytest.importorskip("isic_challenge_scoring", reason="not installed: make setup installs it")

@@ -181,7 +181,7 @@ def results_of(table, probability):
     rows = table["balanced"].to_numpy()
     return {
         "prevalence": 0.02,
-        "test": evaluate(target[rows], probability[rows], resamples=20),
+        "test": evaluate(target[rows], probability[rows], resamples=20) | {"embedding": {"k_shot": {"1": None}}},
         "test_full": evaluate(target, probability, resamples=20),
         "calibration": calibration,
         "decision_curves": decision_curves(table, probability, 0.02),
@@ -200,8 +200,8 @@ def test_every_figure_is_written_where_it_is_said_to_be(tmp_path, test_split):
     ]
     assert [path.name for path in written] == [
         "inputs.png", "curves_embedding.png", "curves_classifier.png",
-        "confusion_matrix.png", "roc_and_precision_recall.png", "tsne.png", "distances.png", "reliability.png",
-        "reliability_at_prevalence.png", "decision_curves.png", "roc_and_precision_recall_full.png",
+        "confusion_matrix.png", "roc_and_precision_recall.png", "tsne.png", "distances.png", "k_shot.png",
+        "reliability.png", "reliability_at_prevalence.png", "decision_curves.png", "roc_and_precision_recall_full.png",
     ]  # fmt: skip
     for path in written:
         assert path.parent == tmp_path / "figures"
