@@ -43,11 +43,12 @@ def write_report(folder: Path, facts: dict, pictures: bool) -> None:
         "pictures": pictures,
         "figures": {file.stem: embedded(file) for file in figures if pictures or file.stem not in PHOTOGRAPHS},
         **{kind: later(folder, kind) for kind in ("external", "comparison")},
-        "cross_validation": _read(folder / "cross_validation.json"),
+        # Of the folds together, whose folders lie in the one that holds it.
+        "cross_validation": facts["fold"] is not None and _read(folder.parent / "cross_validation.json"),
     }
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader, autoescape=jinja2.select_autoescape(), undefined=jinja2.StrictUndefined,
+        loader=loader, autoescape=lambda name: name == f"{REPORT}.j2", undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     try:

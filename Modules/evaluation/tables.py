@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from Modules.evaluation.cross_validation import SCORERS
+
 METRICS = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
@@ -169,16 +171,18 @@ def comparison(result: dict) -> Table:
     return plain(["", "this model", "the other", "difference"], rows)
 
 
-def flattened(content: dict, prefix: str = "") -> list[list]:
-    """A JSON object of any depth as rows of name and value; lists of numbers in one line."""
+def cross_validation(pooled: dict, prevalence: float) -> tuple[Table, Table]:
+    """What `cross_validation.pool` found on every image: each scorer's metrics, and by how much the classifier beats
+    the others."""
+    scorers = {SCORERS.get(name, name): result for name, result in pooled["test_full"].items()}
     rows = []
-    for key, value in content.items():
-        name = f"{prefix} {key}".strip().replace("_", " ")
-        if isinstance(value, dict):
-            rows += flattened(value, name)
-        elif isinstance(value, list):
-            if not any(isinstance(part, dict | list) for part in value):
-                rows.append([name, ", ".join(map(shown, value))])
-        else:
-            rows.append([name, value])
-    return rows
+    for name, metrics_of in pooled["difference"]["test_full"].items():
+        row = [SCORERS.get(name, name)]
+        for gain in metrics_of.values():
+            bounds = gain["ci95"]
+            interval = f"{bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else "no interval"
+            row.append("-" if gain["estimate"] is None else Cell(f"{gain['estimate']:+.3f}", interval))
+        rows.append(row)
+    first = next(iter(pooled["difference"]["test_full"].values()), {})
+    header = ["this model less", *(METRICS[name] for name in first)]
+    return metrics(scorers, prevalence), plain(header, rows)

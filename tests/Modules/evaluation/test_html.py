@@ -55,10 +55,10 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "figures").mkdir()
+    folder = tmp_path / "fold-1"
     for name in ("inputs", "confusion_matrix"):
-        figures.save(figures.confusion_matrix([[3, 1], [0, 4]], name), tmp_path / "figures" / f"{name}.png")
-    return tmp_path
+        figures.save(figures.confusion_matrix([[3, 1], [0, 4]], name), folder / "figures" / f"{name}.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +205,13 @@ def test_later_evaluations_and_folds_are_shown(folder, facts):
     comparison["views"] = {"test_full": compare(target, one, other, (0.5, 0.5), np.arange(60))}
     report.write_json(folder / html.LATER / "external-clinic.json", external)
     report.write_json(folder / html.LATER / "comparison-other.json", comparison)
-    report.write_json(folder / "cross_validation.json", {"images": 60, "test": {"logistic": {"roc_auc": 0.777}}})
+    pooled = {name: evaluate(target, scores, resamples=20) for name, scores in (("probability", one), ("knn", other))}
+    gain = {"roc_auc": {"estimate": 0.777, "ci95": [0.7, 0.8]}, "accuracy": {"estimate": -0.1, "ci95": None}}
+    folds = {"images": 60, "test_full": pooled, "difference": {"test_full": {"knn": gain}}}
+    report.write_json(folder.parent / "cross_validation.json", folds)
     (folder / html.LATER / "external-damaged.json").write_text("{")
-    page, card = written(folder, facts)
-    for words in ("clinic", "no patients are known", "other.keras", "DeLong", "McNemar", "0.777"):
+    page, card = written(folder, facts | {"fold": 1})
+    for words in ("clinic", "no patients are known", "other.keras", "DeLong", "McNemar", "15 neighbours", "+0.777"):
         assert words in page.text
     assert "clinic" in card
 

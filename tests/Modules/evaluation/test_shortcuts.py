@@ -32,7 +32,7 @@ def test_lesions_are_found_and_covered_whole():
         overlap.append((mask & truth).sum() / (mask | truth).sum())
         cover.append((mask & truth).sum() / truth.sum())
     assert np.median(overlap) > 0.75
-    assert np.min(overlap) > 0.4
+    assert np.quantile(overlap, 0.1) > 0.6
     assert np.median(cover) > 0.97
     assert np.quantile(cover, 0.1) > 0.9
 
@@ -86,7 +86,7 @@ def test_covering_changes_the_mask_alone_and_leaves_no_lesion():
     skin_tone = image[~around].mean(axis=0)
     before, after = (np.abs(each[truth].mean(axis=0) - skin_tone).max() for each in (image, result))
     assert after < 0.3 * before
-    assert sc.covered(image, ~NOTHING).std() < 1  # nothing is left to fill it from
+    assert sc.covered(image, ~NOTHING).std(axis=(0, 1)).max() < 1  # nothing is left to fill it from
 
 
 def test_the_rim_alone_is_three_tenths_of_the_picture():
@@ -101,7 +101,7 @@ def pictures(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     rows = []
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    for number in range(40):
+    for number in range(24):
         target = number % 2
         image = np.full((64, 64, 3), 190) + rng.normal(0, 3, (64, 64, 3))
         image[np.hypot(x, y) < 0.4] -= 50 + 40 * target + rng.normal(0, 10)
@@ -132,9 +132,9 @@ def test_a_model_that_reads_the_camera_is_found_out(pictures, model, honest):
     assert views["whole"] > 0.9
     for name in ("lesion_covered", "rim_alone"):
         assert (views[name] < 0.7) == honest
-    assert found["n"] == found["lesion_found"] == 40
+    assert found["n"] == found["lesion_found"] == 24
     for stratum in ("hair", "ruler", "skin tone"):
-        assert sum(row["n"] for row in found["strata"] if row["stratum"] == stratum) == 40
+        assert sum(row["n"] for row in found["strata"] if row["stratum"] == stratum) == 24
 
 
 def test_of_many_images_the_same_part_is_looked_at(pictures, monkeypatch):
@@ -145,7 +145,7 @@ def test_of_many_images_the_same_part_is_looked_at(pictures, monkeypatch):
         seen.append(len(images))
         return lesion_reader(images)
 
-    found = sc.shortcuts(pictures, np.linspace(0, 1, 40), model, 32, 0.5)
+    found = sc.shortcuts(pictures, np.linspace(0, 1, 24), model, 32, 0.5)
     assert (found["n"], found["n_malignant"]) == (10, 5)
     assert sum(seen) == 2 * 10
-    assert found == sc.shortcuts(pictures, np.linspace(0, 1, 40), lesion_reader, 32, 0.5)
+    assert found == sc.shortcuts(pictures, np.linspace(0, 1, 24), lesion_reader, 32, 0.5)
