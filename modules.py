@@ -140,7 +140,8 @@ def build_embedding(config: Embedding, image_size: int, weights: list[np.ndarray
     for index, units in enumerate(config.dense_units, start=1):
         x = layers.Dense(units, activation="relu", name=f"dense_{index}")(x)
     # In float32 under any policy: the loss compares differences of nearly equal distances.
-    x = layers.Dense(config.embedding_size, dtype="float32", name="projection")(x)
+    if config.embedding_size:
+        x = layers.Dense(config.embedding_size, dtype="float32", name="projection")(x)
     # Each row has length 1. Normalising the whole batch instead leaves every distance near sqrt(2 / B) and the loss at
     # the margin: likely the published failure.
     axis = [0, 1] if config.normalisation == "batch" else -1

@@ -171,7 +171,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
 
     _, steps = vector_batches(vectors, targets, recipe.classifier.batch_size, seed)
     classifier = NeuralNetwork(
-        modules.build_classifier(recipe.classifier, recipe.embedding.embedding_size),
+        modules.build_classifier(recipe.classifier, frozen.output_shape[-1]),
         "classifier",
         folder,
         tf.keras.losses.BinaryCrossentropy(),

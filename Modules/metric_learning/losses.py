@@ -41,6 +41,7 @@ import tensorflow as tf
 from Modules.cli import UserError, nearest
 
 DISTANCES = ("L2", "squared-L2")
+SCALE = 16.0  # of unit-length embeddings before a classification (NormFace, Wang et al., ACM MM 2017, section 3.3)
 FAR = 1e9  # stands for infinity where infinity would turn a gradient into NaN
 
 
@@ -249,15 +250,6 @@ def arcface(labels, cosines, margin=0.5, scale=64.0):
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits))
 
 
-def normalised_softmax(labels, cosines, scale=16.0):
-    """Cross-entropy of `scale` · cosines to the class centres: a classification on the sphere where the triplets are.
-
-    Wang, Xiang, Cheng and Yuille, "NormFace: L2 Hypersphere Embedding for Face Verification", ACM MM 2017, section 3.3.
-    """
-    logits = scale * tf.cast(cosines, tf.float32)
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(classes_of(labels), logits))
-
-
 LOSSES: dict[str, Callable[..., tf.Tensor]] = {
     "tfa-semi-hard": tfa_semi_hard,
     "semi-hard": semi_hard,
@@ -292,7 +284,9 @@ class MetricLoss(tf.keras.losses.Loss):
     def call(self, labels, outputs):
         value = self.metric_loss(labels, outputs)
         if self.classification:
-            value += self.classification * normalised_softmax(labels, outputs[:, -self.classes :])
+            logits = outputs[:, -self.classes :]
+            entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(classes_of(labels), logits)
+            value += self.classification * tf.reduce_mean(entropy)
         return value
 
     def metric_loss(self, labels, outputs):
@@ -330,7 +324,7 @@ def make_loss(
     `make_loss("triplet-margin,semi-hard,batch-hard", 0.2, final_margin=0.4)` mines random, then semi-hard, then hard
     triplets while the margin grows: hard ones fold a network that cannot yet tell anything apart onto one point. Stages
     and margin move only with the callback `loss.schedule(epochs)`. A loss without margin or distance leaves it unused.
-    `classification`: weight of `normalised_softmax` beside it. `positives`: "any", or "other-patient", labels that
+    `classification`: weight of a cross-entropy beside it. `positives`: "any", or "other-patient", labels that
     ask for it. Raises `UserError` for an unknown name or distance, and for what can't be combined.
     """
     names = [part.strip() for part in name.split(",")]
@@ -348,12 +342,16 @@ def make_loss(
 def with_head(embedding: tf.keras.Model, loss: MetricLoss, classes: int, seed: int) -> tf.keras.Model:
     """The model to train with `loss`, as wide as it expects; save `embedding`.
 
-    Embeddings [B, D] as they are; for arcface the cosines to `classes` centres; both side by side for a classification.
+    Embeddings [B, D] as they are; for arcface the cosines to `classes` centres; for a classification [B, D + classes],
+    embeddings and logits side by side. A linear classifier on vectors of length 1 needs weights that grow large before
+    it can be sure of anything; it gets them SCALE long.
     """
     if arcface in loss.stages:
         return tf.keras.Model(embedding.input, CosineHead(classes, seed)(embedding.output))
     if not loss.classification:
         return embedding
     loss.classes = classes
-    outputs = [embedding.output, CosineHead(classes, seed)(embedding.output)]
-    return tf.keras.Model(embedding.input, tf.keras.layers.Concatenate(dtype="float32")(outputs))
+    layers = tf.keras.layers
+    head = layers.Dense(classes, kernel_initializer=tf.keras.initializers.GlorotUniform(seed), dtype="float32")
+    logits = head(layers.Rescaling(SCALE, dtype="float32")(embedding.output))
+    return tf.keras.Model(embedding.input, layers.Concatenate(dtype="float32")([embedding.output, logits]))

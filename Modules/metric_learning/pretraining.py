@@ -1,7 +1,8 @@
 """Stage 0: the embedding learns the diagnoses of external images before it meets the lesions it is for.
 
-Seven diagnoses make more of triplets than two classes do. The result depends on the external images, the recipe and the
-seed alone, never on a split, so that it is kept and used again by the runs that follow, the folds among them.
+Seven diagnoses make more of triplets than two classes do. The result depends on the external images and the recipe
+alone, never on a split or the run's seed, so that its file is kept and used again by the runs that find it: the folds
+of one checkpoint folder do, and others it can be copied to.
 """
 
 import hashlib
@@ -19,11 +20,13 @@ from Modules.config import Recipe
 from Modules.metric_learning.losses import make_loss, with_head
 from Modules.NeuralNetwork import NeuralNetwork, adam
 
+SEED = 0
+
 
 def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, folder: Path, options: dict) -> str:
     """Train `embedding` in place on the diagnoses of `external`; the name of the file in `folder` that keeps it.
 
-    Same loss, augmentation and schedule as stage 1. `options`: seed, weights and resume of the run.
+    Same loss, augmentation and schedule as stage 1. `options`: weights and resume of the run.
 
     Raises:
         UserError: fewer than two diagnoses.
@@ -36,13 +39,12 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
             f"--external pretrain needs external images of two or more diagnoses, here are {len(names)}: make the data "
             "set with --external DIR, or use --external ignore"
         )
-    stage, seed = recipe.embedding, options["seed"]
+    stage = recipe.embedding
     facts = {
         "images": known["sha256"].tolist(),
         "diagnoses": codes.tolist(),
         "data": asdict(recipe.data),
         "embedding": asdict(stage) | {"epochs": 0, "patience": 0, "averaged_views": 0},
-        "seed": seed,
         "weights": options["weights"],
     }
     identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
@@ -59,9 +61,9 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     table = known.assign(target=codes)
     # Each image once an epoch: with as many of every diagnosis the rarest would come by the dozen.
     recipe = replace(recipe, embedding=replace(stage, batches="shuffled"))
-    _, steps = training_batches(table, recipe, seed)
+    _, steps = training_batches(table, recipe, SEED)
     network = NeuralNetwork(
-        with_head(embedding, loss, len(names), seed),
+        with_head(embedding, loss, len(names), SEED),
         f"pretraining-{identity}",
         folder,
         loss,
@@ -71,7 +73,7 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     )
     print(f"Stage 0: {len(table)} external images of {len(names)} diagnoses, {steps} batches an epoch")
     network.fit(
-        lambda epoch: training_batches(table, recipe, seed, start=epoch)[0],
+        lambda epoch: training_batches(table, recipe, SEED, start=epoch)[0],
         steps,
         stage.pretrain_epochs,
         resume=options["resume"],

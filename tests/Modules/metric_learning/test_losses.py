@@ -352,8 +352,8 @@ def test_a_classification_beside_the_metric_loss_is_weighed_and_told_apart_from_
     learner = losses.with_head(embedding, loss, classes=3, seed=0)
     outputs = learner(embeddings)
     assert outputs.shape == (12, 8)
-    (centres,) = learner.get_weights()
-    logits = 16 * embeddings @ (centres / np.linalg.norm(centres, axis=0))
+    kernel, bias = learner.get_weights()
+    logits = 16 * embeddings @ kernel + bias
     cross_entropy = mean(
         [math.log(sum(math.exp(x - row[y]) for x in row)) for row, y in zip(logits, labels, strict=True)]
     )
