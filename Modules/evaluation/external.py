@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from Modules.cli import UserError
-from Modules.data.images import EXTENSIONS, ImageError, read_image
+from Modules.data.images import EXTENSIONS, read_image, scan
 from Modules.data.manifest import CLINICAL
 from Modules.data.metadata import TABLE, read_csv, shown
 from Modules.metric_learning.sampling import shuffled
@@ -68,21 +68,16 @@ def without_known(table: pd.DataFrame, known: Iterable[str], notes: list[str]) -
 
 
 def readable(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """`table` without the pictures that can't be read."""
-
-    def problem(file: str) -> str | None:
-        try:
-            read_image(file)
-        except ImageError as error:
-            return str(error)
-        return None
-
-    problems = table["file"].map(problem)
-    bad = problems.notna()
-    if bad.any():
-        notes.append(f"{bad.sum()} pictures left out, unreadable: {shown(problems[bad])}")
+    """`table` without the pictures that can't be used: unreadable, tiny or blank."""
+    reasons = scan(table["file"].tolist())["reason"]
+    bad = reasons.notna().to_numpy()
+    named = shown(
+        f"{os.path.basename(file)}: {why}" for file, why in zip(table["file"][bad], reasons[bad], strict=True)
+    )
     if bad.all():
-        raise UserError(f"none of {len(table)} pictures could be read: {shown(problems[bad])}")
+        raise UserError(f"none of {len(table)} pictures can be used: {named}")
+    if bad.any():
+        notes.append(f"{bad.sum()} pictures left out: {named}")
     return table[~bad].reset_index(drop=True)
 
 
