@@ -136,7 +136,7 @@ def tuned() -> Recipe:
     Both work on the same unit sphere: triplets alone stay behind frozen features, a softmax alone gives a poorer
     embedding. The embedding is the backbone's pooled features at length 1: a projection learned from 900 images costs
     more than it gives. Positives come from other patients; the rate ends at 0, so that no epoch is chosen; a picture is
-    the mean of 4 flips. External images with diagnoses are expected in the data set (`--external DIR` of the generator).
+    the mean of 4 flips. The data set must hold external images with diagnoses (`--external DIR` of the generator).
     """
     return Recipe(
         "tuned",
@@ -169,7 +169,7 @@ def tuned() -> Recipe:
             epochs=10,
             keep="last",
         ),
-        Classifier(units=(), views=0, epochs=30),
+        Classifier(units=(), views=0, learning_rate=1e-2, epochs=30),
     )
 
 
