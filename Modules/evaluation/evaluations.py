@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, loaded: Loaded, other: Loaded | None) -> No
         against(options, loaded, other, table, probability, "the test split" if own else folder.name)
     home = options.checkpoint.parent
     html.write_report(home, facts, options.report_images == "yes")
-    print(f"Wrote {home / html.REPORT} and {html.CARD}")
+    print(f"Wrote {html.REPORT} and {html.CARD} beside the checkpoint.")
 
 
 def own_test(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tuple[pd.DataFrame, np.ndarray, dict]:
