@@ -30,7 +30,7 @@ from Modules.cli import UserError
 from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options, without_length
 from Modules.data.manifest import LABELS, manifest_sha256
 from Modules.data.synthetic import write_dataset
-from Modules.evaluation import report, scoring
+from Modules.evaluation import evidence, report, scoring
 from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 from Modules.metric_learning.losses import make_loss, with_head
 from Modules.metric_learning.sampling import oversampled
@@ -41,8 +41,6 @@ WORDS = ("full-dataset", "full-model", "mnist")
 DEMO_SIZE = 128  # pixels
 BALANCED, SMALLER, DEMO = Path("datasets/balanced"), Path("datasets/smaller"), Path("datasets/demo")
 THRESHOLD = 0.5  # training is balanced, so one half is where the two classes are equally likely
-
-FALSE_ALARMS = 0.02  # share of validation images that may be called unlike anything known
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -57,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", *runtime.PRECISIONS))
     parser.add_argument("--wandb", default="auto", choices=tracking.MODES)
     parser.add_argument("--verify", action="store_true", help="check the hash of every picture, not of a sample")
+    parser.add_argument("--gallery-thumbnails", default="yes", choices=("yes", "no"), help="in gallery.npz (yes)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that was cut off")
     parser.add_argument("--deterministic", action="store_true", help="no operation whose result depends on timing")
     add_options(parser)
@@ -200,10 +199,14 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     new.mkdir(exist_ok=True)
     modules.save(modules.join(frozen, classifier.model), new / "best_epoch.keras")
     model = modules.load(new / "best_epoch.keras")
-    _, known = scoring.score(model, image_batches(training, recipe.data), len(training), "gallery")
-    scoring.write_gallery(new / "gallery.npz", training, known)
-    gallery = scoring.read_gallery(new / "gallery.npz")
-    nearest = scoring.nearest_known(held_out, gallery, 1)[1]
+    gallery, in_distribution = evidence.write_gallery(
+        new / "gallery.npz",
+        new / "best_epoch.keras",
+        model,
+        (training, image_batches(training, recipe.data)),
+        (unseen := select(manifest, "validation", full=True), image_batches(unseen, recipe.data)),
+        options.gallery_thumbnails == "yes",
+    )
     probability, embeddings = scoring.score(model, image_batches(test, recipe.data), len(test), "test")
     results = scoring.evaluate_split(test, probability, embeddings, gallery, THRESHOLD)
     stopwatch.lap("evaluation")
@@ -227,7 +230,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "diagnosis": metric.diagnosis and metric.diagnosis.message,
         "threshold": THRESHOLD,
         "calibration": None,
-        "in_distribution": {"lowest_similarity": float(np.quantile(nearest, FALSE_ALARMS))},
+        "in_distribution": in_distribution,
         "validation": {name: network.best_figures() for name, network in networks.items()},
         **results,
         "baseline": baseline,
