@@ -1,5 +1,6 @@
 """The main job through its real command, on a small drawn data set."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -67,12 +68,23 @@ def test_the_gallery_holds_the_training_lesions_and_no_other(trained, balanced):
         assert list(gallery["ids"]) == list(training["isic_id"])
         assert list(gallery["targets"]) == list(training["target"])
         np.testing.assert_allclose(np.linalg.norm(gallery["embeddings"].astype(float), axis=1), 1, atol=1e-2)
+        assert gallery["embeddings"].dtype == np.float16
+        assert len(gallery["thumbnails"]) > 500 * len(training)
+        assert str(gallery["checkpoint"]) == hashlib.sha256((trained / "best_epoch.keras").read_bytes()).hexdigest()
+
+
+def test_few_of_the_validation_pictures_are_called_unfamiliar(trained):
+    facts = json.loads((trained / "best_epoch.json").read_text())["in_distribution"]
+    assert np.isfinite(facts["limit"])
+    assert facts["refused_of_validation"] <= 0.15
 
 
 def test_a_bare_process_gives_the_same_probabilities(trained, balanced, tmp_path):
     files = list(select(load_manifest(balanced), "test", full=True)["file"][:20])
     run("predict.py", *files, "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
     ours = pd.read_csv(tmp_path / "predictions.csv")["probability"]
+    familiar = ours.notna()
+    assert familiar.sum() > 10
     np.save(tmp_path / "images.npy", np.stack([read_image(file, 32) for file in files]).astype(np.float32))
     bare = (
         "import numpy, tensorflow as tf;"
@@ -80,7 +92,7 @@ def test_a_bare_process_gives_the_same_probabilities(trained, balanced, tmp_path
         "numpy.save('bare.npy', model.predict(numpy.load('images.npy'), verbose=0))"
     )
     subprocess.run([sys.executable, "-I", "-c", bare], cwd=tmp_path, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "bare.npy")[:, 0], ours, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "bare.npy")[familiar, 0], ours[familiar], atol=1e-5)
 
 
 def test_an_offline_run_of_wandb_holds_every_epoch_of_both_stages(trained):
@@ -106,12 +118,14 @@ def test_the_full_data_set_trains_on_every_image(balanced, tmp_path):
     run(
         "train.py", "full-dataset", "--data", balanced, "--checkpoints", tmp_path / "full", "--backbone", "mobilenet",
         "--image-size", "32", "--batch-size", "16", "--epochs", "1", "--classifier-epochs", "1", "--weights", "none",
-        "--classifier-views", "1", "--wandb", "disabled", "--precision", "float32", cwd=tmp_path,
+        "--classifier-views", "1", "--wandb", "disabled", "--precision", "float32", "--gallery-thumbnails", "no",
+        cwd=tmp_path,
     )  # fmt: skip
     facts = json.loads((tmp_path / "full" / "best_epoch.json").read_text())
     everything = select(load_manifest(balanced), "train", full=True)
     assert facts["full_dataset"]
     with np.load(tmp_path / "full" / "gallery.npz") as gallery:
+        assert len(gallery["thumbnails"]) == 0
         assert len(gallery["ids"]) == len(everything) > len(select(load_manifest(balanced), "train"))
     assert not (tmp_path / "wandb").exists()
 
@@ -151,6 +165,7 @@ def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturb
     ("arguments", "named"),
     [
         (["full-datset"], "did you mean full-dataset?"),
+        (["--gallery-thumbnails", "perhaps"], "--gallery-thumbnails"),
         (["--recipe", "margn"], "did you mean margin?"),
         (["--imagesize", "32"], "did you mean --image-size?"),
         (["--image-size", "big"], "--image-size"),

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from Modules.cli import UserError
 from Modules.config import Data
-from Modules.data.hashing import VIEWS, view
+from Modules.data.hashing import view
 from Modules.data.manifest import LABELS
 from Modules.evaluation import familiarity, gallery, scoring
 from Modules.evaluation.calibration import correct_prior
@@ -125,13 +125,8 @@ def judge(checkpoint: Checkpoint, pictures: np.ndarray, k: int, views: int = 1) 
 
     views: flips and turns (1 to 8) of each picture over which probability and embedding are averaged.
     """
-    scored = [
-        [
-            part.numpy()
-            for part in checkpoint.run(np.stack([view(picture, i) for picture in pictures]).astype("float32"))
-        ]
-        for i in range(views)
-    ]
+    turned = (np.stack([view(picture, i) for picture in pictures]).astype(np.float32) for i in range(views))
+    scored = [[part.numpy() for part in checkpoint.run(images)] for images in turned]
     probability = np.mean([parts[0][:, 0] for parts in scored], axis=0)
     embeddings = np.mean([parts[1] for parts in scored], axis=0)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

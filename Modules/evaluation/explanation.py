@@ -74,9 +74,9 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def sheet(name: str, picture: np.ndarray, evidence: Evidence, heats: np.ndarray, checkpoint: Checkpoint) -> Figure:
     """One picture's evidence on a page: it, the heat map, the probability, the most similar known lesions."""
-    figure = Figure(figsize=(figures.WIDTH, 8), layout="constrained")
+    figure = Figure(figsize=(figures.WIDTH, 7.4), layout="constrained")
     figure.suptitle(name, fontsize=figures.TEXT + 1, color=figures.INK)
-    upper, middle, lower = figure.subfigures(3, 1, height_ratios=[3, 1.1, 2.2])
+    upper, middle, lower = figure.subfigures(3, 1, height_ratios=[3.2, 0.8, 2.2])
     views = [(picture, "the picture"), (overlay(picture, heats[0]), "what speaks for melanoma")]
     for axes, (shown, title) in zip(upper.subplots(1, 2), views, strict=True):
         axes.imshow(shown)

@@ -109,11 +109,9 @@ def read(file: Path, checkpoint: Path) -> dict[str, np.ndarray]:
 
 def _check(file: Path, gallery: dict[str, np.ndarray]) -> None:
     n, kinds = len(gallery["ids"]), {name: (array.dtype.kind, array.ndim) for name, array in gallery.items()}
-    fits = kinds == ARRAYS and n > 0 and all(len(gallery[name]) == n for name in ROWS)
     ends = gallery["thumbnail_ends"]
-    if not (
-        fits and len(ends) == n and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(gallery["thumbnails"])
-    ):
+    fits = kinds == ARRAYS and n > 0 and all(len(gallery[name]) == n for name in (*ROWS, "thumbnail_ends"))
+    if not (fits and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(gallery["thumbnails"])):
         raise UserError(f"no gallery of known lesions in {file} (its arrays don't fit one another): train again")
 
 
