@@ -21,9 +21,9 @@ from tests.commands import fails, run
 def test_without_paths_it_repeats_the_numbers_of_training_to_the_last_digit(trained, tmp_path):
     said = run("predict.py", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
     facts = json.loads((trained / "best_epoch.json").read_text())
-    for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
-        assert report.summary(facts[view], title) in said
-        assert report.class_report(facts[view]) in said
+    for name, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
+        assert report.summary(facts[name], title) in said
+        assert report.class_report(facts[name]) in said
 
 
 def test_every_input_gets_a_row_also_the_unreadable(trained, balanced, tmp_path):

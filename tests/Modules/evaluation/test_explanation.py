@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from matplotlib.text import Text
 
 from Modules.evaluation import explanation, figures
 from Modules.evaluation.evidence import Evidence, Neighbour
@@ -113,8 +114,6 @@ def test_a_sheet_can_be_drawn_of_any_evidence(familiar, neighbours, tmp_path):
     heats = np.zeros((1 + neighbours, 2, 2), np.float32)
     figure = explanation.sheet("a name", picture, evidence, heats, checkpoint)
     figures.save(figure, tmp_path / "sheet.png")
-    words = " ".join(
-        text.get_text() for part in [figure, *figure.subfigs] for text in part.findobj(type(figure.text(0, 0, "")))
-    )
+    words = " ".join(text.get_text() for text in figure.findobj(Text))
     assert ("0.700" in words) == familiar
     assert ("No probability" in words) != familiar
