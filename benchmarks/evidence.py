@@ -19,16 +19,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from Modules import quiet  # noqa: F401, before TensorFlow
 
 # isort: split
 import cv2
 import numpy as np
-import skimage
-import sklearn.datasets
+import skimage.data
+import sklearn.datasets.images
 import tensorflow as tf
 from scipy.stats import binomtest
 
@@ -39,6 +38,7 @@ from Modules.data.images import EXTENSIONS, ImageError, read_image, resize
 from Modules.data.synthetic import draw
 from Modules.evaluation import evidence, explanation, gallery
 
+CHECKPOINT = Path("checkpoints/best_epoch.keras")
 DRAWN = 200  # malignant lesions
 POINTING, RECOGNISED, REFUSED = 0.85, 0.95, 0.05  # the limits
 PARTS = 4  # of each photograph
@@ -131,11 +131,14 @@ def shown(title: str, count: int, n: int, least: float | None = None, most: floa
 
 def main() -> None:
     parser = cli.Parser(prog="evidence.py", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_epoch.keras"))
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--data", type=Path, help="its data set (where training found it)")
     parser.add_argument("--pictures", type=Path, nargs="*", default=[], help="folders of pictures that are no skin")
     parser.add_argument("--peer-python", help="not needed: there is no peer")
     options = parser.parse_args()
+    if options.checkpoint == CHECKPOINT and not CHECKPOINT.exists():
+        print(f"skipped: no {CHECKPOINT}; make train makes one")
+        return
     model, facts = modules.load(options.checkpoint), evidence.load_facts(options.checkpoint)
     known = gallery.read(options.checkpoint.with_name("gallery.npz"), options.checkpoint)
     checkpoint = evidence.open_checkpoint(model, facts, known)
@@ -148,20 +151,17 @@ def main() -> None:
     kept = True
     if called.any():
         n, pictures, masks = int(called.sum()), pictures[called], masks[called]
-        print(
-            f"Drawn malignant lesions: {n} of {DRAWN} called malignant; a lesion covers {masks.mean():.0%} of its picture"
-        )
+        print(f"Drawn malignant lesions: {n} of {DRAWN} called malignant; they cover {masks.mean():.0%} of the area")
         kept &= shown("heat map has its maximum inside the lesion", hits(model, pictures, masks), n, least=POINTING)
         tf.keras.utils.set_random_seed(0)
         shown("the same with random weights", hits(tf.keras.models.clone_model(model), pictures, masks), n)
 
-    folders = [Path(skimage.__file__).parent / "data", Path(sklearn.datasets.__file__).parent / "images"]
+    folders = [Path(package.__file__).parent for package in (skimage.data, sklearn.datasets.images)]
     names, strangers = no_skin(folders + options.pictures, checkpoint.size)
     refused = [not one.in_distribution for one in judged(checkpoint, strangers)]
     kept &= shown("no skin, recognised", sum(refused), len(refused), least=RECOGNISED)
-    print(
-        "  taken for skin:", ", ".join(name for name, known in zip(names, refused, strict=True) if not known) or "none"
-    )
+    taken = [name for name, known in zip(names, refused, strict=True) if not known]
+    print("  taken for skin:", ", ".join(taken) or "none")
     test = select(load_manifest(options.data or facts["data"], facts["fold"]), "test", full=True)
     lesions = np.stack([read_image(file, checkpoint.size) for file in test["file"]])
     refused = [not one.in_distribution for one in judged(checkpoint, lesions)]
