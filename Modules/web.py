@@ -10,7 +10,9 @@ is answered. One picture is judged at a time; the others queue.
 import base64
 import io
 import os
+import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
@@ -62,6 +64,7 @@ def serve(checkpoint: evidence.Checkpoint, k: int, host: str, port: int) -> None
         listener = socket.create_server((host, port))
     except OSError as error:
         raise UserError(f"can't listen on {host}:{port} ({error.strerror or error}): choose another --port") from None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the uploads go, too
     with listener, tempfile.TemporaryDirectory() as uploads:
         app = build(checkpoint, k, host, Path(uploads))
         address = f"http://{'localhost' if host in ('', '0.0.0.0', '::') else host}:{listener.getsockname()[1]}"

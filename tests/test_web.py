@@ -52,6 +52,7 @@ def server(trained, uploads) -> Iterator[tuple[str, psutil.Process]]:
         yield line.split()[0], psutil.Process(process.pid)
         process.terminate()
         assert process.stderr.read() == ""  # nothing is logged
+    assert not list(uploads.iterdir())
 
 
 @pytest.fixture(scope="module")

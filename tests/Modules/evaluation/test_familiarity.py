@@ -27,11 +27,11 @@ def test_the_texture_comes_from_an_eighth_of_the_side(backbone, size, layer):
 
 def test_the_texture_is_the_root_of_mean_and_deviation_of_each_map():
     tf.keras.utils.set_random_seed(0)
-    images = tf.keras.Input((20, 20, 3))
+    images = tf.keras.Input((40, 40, 3))
     x = tf.keras.layers.ReLU(name="fine")(tf.keras.layers.Conv2D(4, 3)(images))
     x = tf.keras.layers.ReLU()(tf.keras.layers.Conv2D(9, 3, strides=12)(x))
     model = tf.keras.Model(images, x)
-    pictures = np.random.default_rng(0).uniform(0, 255, (3, 20, 20, 3)).astype(np.float32)
+    pictures = np.random.default_rng(0).uniform(0, 255, (3, 40, 40, 3)).astype(np.float32)
     maps = tf.keras.Model(images, model.get_layer("fine").output)(pictures).numpy()
     expected = np.sqrt(np.concatenate([maps.mean((1, 2)), maps.std((1, 2))], axis=1))
     found = tf.keras.Model(images, familiarity.texture(model))(pictures)
@@ -50,7 +50,7 @@ def test_the_distance_is_that_of_mahalanobis():
     np.testing.assert_allclose(found, expected, atol=0.06)
 
 
-@given(st.integers(1, 5), st.integers(1, 8), st.sampled_from([0.0, 1e-3, 1.0, 1e3]))
+@given(st.integers(2, 5), st.integers(1, 8), st.sampled_from([0.0, 1e-3, 1.0, 1e3]))
 def test_few_images_and_dead_maps_leave_everything_finite(n, width, scale):
     textures = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32) * scale
     textures[:, 0] = 0
