@@ -64,7 +64,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.prevalence is not None:
         prior_offset(TRAINING_PREVALENCE, options.prevalence)
     if (options.paths or options.serve) and (options.data or options.compare):
-        raise UserError("--data and --compare evaluate labelled sets: give no PATH and no --serve with them")
+        raise UserError("--data and --compare evaluate labelled sets: give no other PATH")
     return options
 
 
