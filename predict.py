@@ -81,7 +81,6 @@ def load(checkpoint: Path) -> evaluations.Loaded:
 
 def score_files(options: argparse.Namespace, checkpoint: evidence.Checkpoint, count: int) -> Iterator[dict]:
     """One row for every file, and its sheet where they are asked for; memory does not grow with their number."""
-    explain = explanation.explainer(checkpoint.model) if options.explain else None
     number = 0
     with tqdm(total=count, desc="score", unit="image", leave=False, ncols=80, disable=None) as bar:
         for batch in read_batches(find_pictures(options.paths), checkpoint.size):
@@ -92,8 +91,8 @@ def score_files(options: argparse.Namespace, checkpoint: evidence.Checkpoint, co
             for file, picture in batch:
                 number += 1
                 found = picture if isinstance(picture, ImageError) else next(judged)
-                if explain and not isinstance(found, ImageError):
-                    heats = explanation.explain_all(explain, picture[None], [found], checkpoint.gallery)[0]
+                if options.explain and not isinstance(found, ImageError):
+                    heats = explanation.explain(checkpoint, picture, found)
                     sheet = explanation.sheet(file.name, picture, found, heats, checkpoint)
                     figures.save(sheet, options.explain / f"{number:0{len(str(count))}}-{file.stem}.png")
                 bar.update()

@@ -51,7 +51,9 @@ PAGE = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True
 )
 
-Answer = tuple[np.ndarray, evidence.Evidence, list[np.ndarray]]  # the picture as the model sees it, heat maps
+# The picture as the model sees it, and heat maps where they were asked for and there is a probability.
+Answer = tuple[np.ndarray, evidence.Evidence, np.ndarray | None]
+Ask = Callable[[bytes, bool], Answer]
 
 
 def serve(checkpoint: evidence.Checkpoint, k: int, host: str, port: int) -> None:
@@ -97,7 +99,7 @@ def build(checkpoint: evidence.Checkpoint, k: int, host: str, uploads: Path) -> 
     def predict(file: UploadFile) -> JSONResponse:
         name = file.filename or ""
         try:
-            found, status = ask(file.file.read(BYTES + 1))[1], 200
+            found, status = ask(file.file.read(BYTES + 1), False)[1], 200
         except ImageError as error:
             found, status = error, 422
         return JSONResponse(predictions.row(name, found, checkpoint.threshold), status)
@@ -118,24 +120,23 @@ def build(checkpoint: evidence.Checkpoint, k: int, host: str, uploads: Path) -> 
     )
 
 
-def asker(checkpoint: evidence.Checkpoint, k: int) -> Callable[[bytes], Answer]:
-    """A function that answers one picture after the other, whoever asks. It raises ImageError."""
-    explain = explanation.explainer(checkpoint.model)
+def asker(checkpoint: evidence.Checkpoint, k: int) -> Ask:
+    """A function that answers one picture after the other, with or without heat maps. It raises ImageError."""
     turn = threading.Lock()
 
-    def ask(data: bytes) -> Answer:
+    def ask(data: bytes, explained: bool) -> Answer:
         if len(data) > BYTES:
             raise ImageError(f"over {BYTES // 2**20} MB")
         with turn:  # one at a time also while decoding: a large picture takes a lot of memory
             picture = resize(decode(data), checkpoint.size)
-            found = evidence.judge(checkpoint, picture[None], k)
-            return picture, found[0], explanation.explain_all(explain, picture[None], found, checkpoint.gallery)[0]
+            found = evidence.judge(checkpoint, picture[None], k)[0]
+            return picture, found, explanation.explain(checkpoint, picture, found) if explained else None
 
-    ask(drawn(*next(iter(EXAMPLES.values())), checkpoint.size))  # the first takes seconds
+    ask(drawn(*next(iter(EXAMPLES.values())), checkpoint.size), True)  # the first takes seconds
     return ask
 
 
-def page(checkpoint: evidence.Checkpoint, ask: Callable[[bytes], Answer]):
+def page(checkpoint: evidence.Checkpoint, ask: Ask):
     """The Gradio page."""
     import gradio
 
@@ -178,12 +179,12 @@ def drawn(seed: int, malignant: bool, size: int) -> bytes:
     return encode_jpeg(draw(np.random.default_rng(seed), malignant, size)[0])
 
 
-def report(named: list[tuple[str, bytes]], checkpoint: evidence.Checkpoint, ask: Callable[[bytes], Answer]) -> str:
+def report(named: list[tuple[str, bytes]], checkpoint: evidence.Checkpoint, ask: Ask) -> str:
     """HTML on all pictures: what is said about each, and one table to download."""
     rows, cards = [], []
     for name, data in named:
         try:
-            picture, found, heats = ask(data)
+            picture, found, heats = ask(data, True)
         except ImageError as error:
             rows.append(predictions.row(name, error, checkpoint.threshold))
             cards.append({"row": rows[-1]})
@@ -194,14 +195,10 @@ def report(named: list[tuple[str, bytes]], checkpoint: evidence.Checkpoint, ask:
                 "row": rows[-1],
                 "words": evidence.in_words(found, checkpoint),
                 "picture": _jpeg(picture),
-                "heat": _jpeg(explanation.overlay(picture, heats[0])),
+                "heats": [] if heats is None else [_jpeg(explanation.overlay(picture, heat)) for heat in heats],
                 "neighbours": [
-                    {
-                        "known": neighbour,
-                        "thumbnail": _uri("image/jpeg", gallery.thumbnail(checkpoint.gallery, neighbour.position)),
-                        "heat": _jpeg(explanation.overlay(picture, heat)),
-                    }
-                    for neighbour, heat in zip(found.neighbours, heats[1:], strict=True)
+                    {"known": one, "thumbnail": _uri("image/jpeg", gallery.thumbnail(checkpoint.gallery, one.position))}
+                    for one in found.neighbours
                 ],
             }
         )

@@ -6,8 +6,9 @@
 
 The pointing game (Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018, section 4.1): of newly
 drawn malignant lesions, whose masks are known, that the model calls malignant, the share whose heat map has its maximum
-inside the lesion; beside it the same model with random weights, on the same pictures. It says something about a model
-that was trained on drawn lesions; on photographs nobody knows where the maximum should be.
+inside the lesion; beside it the same model with random weights on the same pictures, and Grad-CAM of both. It says
+something about a model that was trained on drawn lesions, and with the random weights beside: the lesions lie in the
+middle, which a map that says nothing may hit as well.
 
 What is no skin: the photographs and textures that come with scikit-image and scikit-learn, whole and in parts, noise,
 plain colours, text and patterns; and the test split of the data set for what must not be refused.
@@ -16,7 +17,7 @@ The exit code is 1 if a figure misses its limit.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,7 +37,7 @@ from dataset import load_manifest, select
 from Modules import cli
 from Modules.data.images import EXTENSIONS, ImageError, read_image, resize
 from Modules.data.synthetic import draw
-from Modules.evaluation import evidence, explanation, gallery
+from Modules.evaluation import evidence, explanation, gallery, scoring
 
 CHECKPOINT = Path("checkpoints/best_epoch.keras")
 DRAWN = 200  # malignant lesions
@@ -44,6 +45,8 @@ POINTING, RECOGNISED, REFUSED = 0.85, 0.95, 0.05  # the limits
 PARTS = 4  # of each photograph
 SIDE = 256
 BATCH = 32
+
+Heat = Callable[[np.ndarray], np.ndarray]  # a picture uint8 [S, S, 3] -> its heat map float32 [h, w]
 
 
 def photographs(folders: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
@@ -108,14 +111,34 @@ def judged(checkpoint: evidence.Checkpoint, pictures: np.ndarray) -> list[eviden
     return [one for batch in batches for one in evidence.judge(checkpoint, batch, 1)]
 
 
-def hits(model: tf.keras.Model, pictures: np.ndarray, masks: np.ndarray) -> int:
+def occlusion(model: tf.keras.Model) -> Heat:
+    """The product's heat map of the probability."""
+    run = scoring.compiled(scoring.with_embedding(model))
+    nothing = np.zeros((0, model.get_layer("embedding").output_shape[1]), np.float32)
+    return lambda picture: explanation.heat_maps(run, picture, nothing)[0]
+
+
+def grad_cam(model: tf.keras.Model) -> Heat:
+    """The last maps of the backbone, each weighted by the mean gradient of the logit (Selvaraju et al., ICCV 2017)."""
+    outputs = [model.get_layer("features").get_input_at(0), model.get_layer("probability").input]
+    parts = tf.keras.Model(model.inputs, outputs)
+
+    def heat(picture: np.ndarray) -> np.ndarray:
+        images = tf.constant(picture[None], tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            maps, logits = parts(images, training=False)
+        weights = tf.reduce_mean(tape.gradient(logits, maps), axis=(1, 2))
+        return tf.nn.relu(tf.einsum("bhwc,bc->bhw", maps, weights))[0].numpy()
+
+    return heat
+
+
+def hits(heat_map: Heat, pictures: np.ndarray, masks: np.ndarray) -> int:
     """In how many pictures the heat map, laid over it as it is shown, has its maximum in the mask bool [N, S, S]."""
-    explain = explanation.explainer(model)
-    dimension = model.get_layer("embedding").output_shape[1]
     found = 0
     for picture, mask in zip(pictures, masks, strict=True):
-        heat = explain(picture[None].astype(np.float32), np.zeros((1, 0, dimension)))[0, 0]
-        heat = cv2.resize(heat, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        heat = cv2.resize(heat_map(picture), mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
         found += bool(mask[np.unravel_index(heat.argmax(), heat.shape)] and heat.max() > 0)
     return found
 
@@ -152,9 +175,12 @@ def main() -> None:
     if called.any():
         n, pictures, masks = int(called.sum()), pictures[called], masks[called]
         print(f"Drawn malignant lesions: {n} of {DRAWN} called malignant; they cover {masks.mean():.0%} of the area")
-        kept &= shown("heat map has its maximum inside the lesion", hits(model, pictures, masks), n, least=POINTING)
         tf.keras.utils.set_random_seed(0)
-        shown("the same with random weights", hits(tf.keras.models.clone_model(model), pictures, masks), n)
+        untrained = tf.keras.models.clone_model(model)
+        kept &= shown("maximum of the heat map inside the lesion", hits(occlusion(model), pictures, masks), n, POINTING)
+        shown("  the same with random weights", hits(occlusion(untrained), pictures, masks), n)
+        shown("  Grad-CAM instead", hits(grad_cam(model), pictures, masks), n)
+        shown("  Grad-CAM with random weights", hits(grad_cam(untrained), pictures, masks), n)
 
     folders = [Path(package.__file__).parent for package in (skimage.data, sklearn.datasets.images)]
     names, strangers = no_skin(folders + options.pictures, checkpoint.size)

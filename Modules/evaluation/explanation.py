@@ -1,8 +1,9 @@
-"""Where the model looked: Grad-CAM of the probability, and of the similarity to a known lesion; and a sheet of it all.
+"""Where the model looked: heat maps of the probability, and of the similarity to a known lesion; and a sheet of it all.
 
-Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based localization", ICCV 2017,
-section 3: the last maps of the backbone, each weighted by the mean gradient of the score with respect to it, added up;
-what speaks against the score is cut off.
+Occlusion (Zeiler and Fergus, "Visualizing and understanding convolutional networks", ECCV 2014, section 4.2): one place
+after the other is painted over in the picture's own colour, and where the score falls most, the model looked. It asks
+the model itself, whatever it is made of, with all its flips and turns. `benchmarks/evidence.py` shows why it is not
+Grad-CAM (Selvaraju et al., ICCV 2017): its 4 x 4 or 8 x 8 weights point beside most of the drawn lesions.
 """
 
 from collections.abc import Callable
@@ -12,57 +13,64 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
+from scipy.special import logit
 
 from Modules.data.manifest import LABELS
 from Modules.evaluation import figures, gallery
 from Modules.evaluation.evidence import NOTICE, Checkpoint, Evidence, in_words
 
+CELLS = 8  # places a side that are painted over, one after the other
+WIDTH = 3  # cells a side of the patch
+BATCH = 33  # pictures at once; two batches for CELLS x CELLS places and the picture as it is
+CERTAIN = 1e-7  # float32 can't tell a probability nearer to 0 or 1 from it
 STRENGTH = 0.6  # opacity of the heat map where it is hottest
 SHOWN = 6  # neighbours on a sheet, at most
 
-# float32 [B, S, S, 3] in 0..255, known embeddings float32 [B, K, D] -> heat maps float32 [B, 1 + K, h, w] in 0..1
-Explainer = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# float32 [B, S, S, 3] in 0..255 -> probability [B, 1], embedding [B, D], and whatever else
+Run = Callable[[np.ndarray], list[tf.Tensor]]
 
 
-def explainer(model: tf.keras.Model) -> Explainer:
-    """Heat maps of a saved model: first of the probability (its logit), then of the similarity to each known embedding.
+def heat_maps(run: Run, picture: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Heat maps of a picture uint8 [S, S, 3]: float32 [1 + K, CELLS, CELLS] in 0..1.
 
-    Each is 1 at its maximum, or 0 throughout where nothing speaks for the score. Where the model itself looks at
-    several flips and turns, the maps are those of the first, the picture as it is.
+    First of the probability (its logit), then of the similarity to each of the known embeddings float32 [K, D]. A value
+    is the fall of the score when the patch around that place is painted over, as a share of the largest; a map is 0
+    throughout where painting over lowers the score nowhere.
     """
-    maps = model.get_layer("features").get_input_at(0)
-    logit = model.get_layer("probability").input
-    parts = tf.keras.Model(model.inputs, [maps, logit, model.get_layer("embedding").output])
-
-    @tf.function(reduce_retracing=True)
-    def heat(images: tf.Tensor, known: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(images)  # the weights may be frozen
-            seen, logits, embeddings = parts(images, training=False)
-            cosines = tf.einsum("bd,bkd->bk", embeddings, known)
-            scores = [logits[:, 0], *tf.unstack(cosines, axis=1)]
-        weighted = [
-            tf.nn.relu(tf.einsum("bhwc,bc->bhw", seen, tf.reduce_mean(tape.gradient(score, seen), axis=(1, 2))))
-            for score in scores
-        ]
-        return tf.stack(weighted, axis=1)
-
-    def explain(images: np.ndarray, known: np.ndarray) -> np.ndarray:
-        found = heat(tf.constant(images, tf.float32), tf.constant(known, tf.float32)).numpy()
-        return found / np.maximum(found.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny)
-
-    return explain
+    scores = _scores(run, _painted_over(picture), known)  # [1 + CELLS x CELLS, 1 + K]
+    falls = np.maximum(scores[0] - scores[1:], 0).T.reshape(-1, CELLS, CELLS)
+    return (falls / np.maximum(falls.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def explain_all(explain: Explainer, pictures: np.ndarray, evidence: list[Evidence], known: dict) -> list[np.ndarray]:
-    """For each of `pictures` uint8 [B, S, S, 3] its heat maps float32 [1 + K, h, w], K being its neighbours."""
-    return [
-        explain(
-            picture[None].astype(np.float32),
-            known["embeddings"][[neighbour.position for neighbour in one.neighbours]][None],
-        )[0]
-        for picture, one in zip(pictures, evidence, strict=True)
+def _painted_over(picture: np.ndarray) -> np.ndarray:
+    """The picture as it is, then with a patch of its median colour at each place, by rows: float32 [N, S, S, 3]."""
+    copies = np.repeat(picture[None].astype(np.float32), 1 + CELLS**2, axis=0)
+    colour = np.median(picture, axis=(0, 1))
+    size = len(picture)
+    edges = [
+        (max(0, round((cell + (1 - WIDTH) / 2) * size / CELLS)), round((cell + (1 + WIDTH) / 2) * size / CELLS))
+        for cell in range(CELLS)
     ]
+    places = ((top, left) for top in edges for left in edges)
+    for copy, ((y, bottom), (x, right)) in zip(copies[1:], places, strict=True):
+        copy[y:bottom, x:right] = colour
+    return copies
+
+
+def _scores(run: Run, pictures: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The logit of the probability and the cosine to each known embedding: float64 [N, 1 + K]."""
+    batches = (run(pictures[start : start + BATCH])[:2] for start in range(0, len(pictures), BATCH))
+    probability, embeddings = (np.concatenate(part) for part in zip(*batches, strict=True))
+    logits = logit(np.clip(probability.astype(np.float64), CERTAIN, 1 - CERTAIN))
+    return np.concatenate([logits, embeddings @ known.T], axis=1)
+
+
+def explain(checkpoint: Checkpoint, picture: np.ndarray, evidence: Evidence) -> np.ndarray | None:
+    """The heat maps of what `judge` found; None where it gave no probability."""
+    if not evidence.in_distribution:
+        return None
+    places = [neighbour.position for neighbour in evidence.neighbours]
+    return heat_maps(checkpoint.run, picture, checkpoint.gallery["embeddings"][places].astype(np.float32))
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -72,13 +80,17 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (picture + STRENGTH * heat * (colours - picture)).round().astype(np.uint8)
 
 
-def sheet(name: str, picture: np.ndarray, evidence: Evidence, heats: np.ndarray, checkpoint: Checkpoint) -> Figure:
+def sheet(
+    name: str, picture: np.ndarray, evidence: Evidence, heats: np.ndarray | None, checkpoint: Checkpoint
+) -> Figure:
     """One picture's evidence on a page: it, the heat map, the probability, the most similar known lesions."""
     figure = Figure(figsize=(figures.WIDTH, 7.4), layout="constrained")
     figure.suptitle(name, fontsize=figures.TEXT + 1, color=figures.INK)
     upper, middle, lower = figure.subfigures(3, 1, height_ratios=[3.2, 0.8, 2.2])
-    views = [(picture, "the picture"), (overlay(picture, heats[0]), "what speaks for melanoma")]
-    for axes, (shown, title) in zip(upper.subplots(1, 2), views, strict=True):
+    views = [(picture, "the picture")]
+    if heats is not None:
+        views.append((overlay(picture, heats[0]), "what speaks for melanoma"))
+    for axes, (shown, title) in zip(np.ravel(upper.subplots(1, len(views))), views, strict=True):
         axes.imshow(shown)
         axes.set_title(title, fontsize=figures.TEXT, color=figures.INK)
         axes.axis("off")

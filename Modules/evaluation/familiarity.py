@@ -13,6 +13,7 @@ from sklearn.covariance import ledoit_wolf
 
 FALSE_ALARMS = 0.02  # share of dermoscopic pictures that may be refused
 FINEST = 10  # a map counts while it has one value in so many pixels of the picture a side
+MANY = 500  # pictures from which on their own quantile is steady
 SMALLEST = 1e-6  # share of the largest variance; less counts as that
 
 
@@ -56,7 +57,9 @@ def distance(textures: np.ndarray, gallery: dict) -> np.ndarray:
 def limit(distances: np.ndarray) -> float:
     """The distance that a share FALSE_ALARMS of such pictures exceeds, from those [N] of the validation images.
 
-    By the normal distribution with their mean and deviation: their own quantile would hang on the two strangest of a
-    hundred.
+    Of fewer than MANY by the normal distribution with their mean and deviation: their own quantile would hang on the
+    two strangest of a hundred.
     """
+    if len(distances) >= MANY:
+        return float(np.quantile(distances, 1 - FALSE_ALARMS))
     return float(np.mean(distances) + norm.isf(FALSE_ALARMS) * np.std(distances))

@@ -7,17 +7,17 @@ import pytest
 import tensorflow as tf
 from matplotlib.text import Text
 
-from Modules.evaluation import explanation, figures
+from Modules.evaluation import explanation, figures, scoring
 from Modules.evaluation.evidence import Evidence, Neighbour
 
 layers = tf.keras.layers
-SIZE = 32
+SIZE = 96
 
 
 def spot_model(several: bool) -> tf.keras.Model:
-    """Red speaks for, green against: maps of 4 x 4 pixels each, pooled. `several`: mirrored views go the same way."""
+    """Red speaks for, green against: 8 x 8 maps of each, pooled. `several`: mirrored views go the same way."""
     images = tf.keras.Input((SIZE, SIZE, 3))
-    pool = layers.AveragePooling2D(4)
+    pool, active = layers.AveragePooling2D(12), layers.ReLU()
     features = layers.GlobalAveragePooling2D(name="features")
     dense = layers.Dense(3, use_bias=False, kernel_initializer=tf.keras.initializers.Constant(np.eye(3)))
     views = [images]
@@ -26,7 +26,7 @@ def spot_model(several: bool) -> tf.keras.Model:
             SIZE, use_bias=False, kernel_initializer=tf.keras.initializers.Constant(np.eye(SIZE)[::-1])
         )
         views.append(layers.Permute((1, 3, 2))(mirror(layers.Permute((1, 3, 2))(images))))
-    seen = [dense(features(pool(one))) for one in views]
+    seen = [dense(features(active(pool(one)))) for one in views]
     x = layers.Average()(seen) if several else seen[0]
     x = layers.UnitNormalization(name="embedding")(x)
     weights = tf.keras.initializers.Constant([[5.0], [-5.0], [0.0]])
@@ -45,43 +45,64 @@ def saved_model(request, tmp_path):
 
 def spots():
     """A red spot above left, a green one below right."""
-    image = np.full((SIZE, SIZE, 3), 20, np.float32)
-    image[4:8, 4:8, 0] = image[24:28, 24:28, 1] = 250
+    image = np.full((SIZE, SIZE, 3), 20, np.uint8)
+    image[12:24, 12:24, 0] = image[72:84, 72:84, 1] = 250
     return image
 
 
-def test_it_is_hottest_where_the_score_comes_from(saved_model):
-    green = np.float32([[[0, 1, 0]]])
-    heats = explanation.explainer(saved_model)(spots()[None], green)
-    assert heats.shape == (1, 2, 8, 8)
-    assert np.unravel_index(heats[0, 0].argmax(), (8, 8)) == (1, 1)  # the probability: red
-    assert np.unravel_index(heats[0, 1].argmax(), (8, 8)) == (6, 6)  # the similarity to a green lesion
-    assert heats.min() >= 0
-    assert heats[0].max(axis=(1, 2)).tolist() == [1, 1]
+def heat_maps(model, picture, known=()):
+    run = scoring.compiled(tf.keras.Model(model.inputs, [model.output, model.get_layer("embedding").output]))
+    return explanation.heat_maps(run, picture, np.float32(known).reshape(-1, 3))
 
 
-def test_it_is_grad_cam(saved_model):
-    """Against the formula with numerical gradients of the pooled maps."""
-    image = spots()
-    pooled = image.reshape(8, 4, 8, 4, 3).mean((1, 3))
-    kernel, bias = saved_model.layers[-2].get_weights()
+def test_it_is_hot_where_painting_over_lowers_the_score(saved_model):
+    heats = heat_maps(saved_model, spots(), [0, 1, 0])
+    assert heats.shape == (2, 8, 8)
+    near = np.zeros((2, 8, 8))  # a patch of 3 x 3 cells reaches a spot from the 8 cells around it
+    near[0, :3, :3] = near[1, 5:, 5:] = 1  # the probability: red; the similarity to a green lesion: green
+    np.testing.assert_allclose(heats, near, atol=1e-5)
 
-    def logit(features):
-        return float((features / np.linalg.norm(features) @ kernel + bias)[0])
 
-    features = pooled.mean((0, 1)).astype(np.float64)
-    gradient = [(logit(features + step) - logit(features - step)) / 2e-3 for step in np.eye(3) * 1e-3]
-    expected = np.maximum(pooled @ gradient, 0)
-    found = explanation.explainer(saved_model)(image[None], np.zeros((1, 0, 3)))
-    np.testing.assert_allclose(found[0, 0], expected / expected.max(), atol=1e-2)
+def test_each_value_is_the_fall_of_the_score(saved_model):
+    rng = np.random.default_rng(0)
+    picture, known = rng.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8), np.float32([1, 0, 0])
+    embed = tf.keras.Model(saved_model.input, saved_model.get_layer("embedding").output)
+
+    def scores(pixels):
+        probability = saved_model(pixels[None].astype(np.float32)).numpy().astype(np.float64)[0, 0]
+        return np.array(
+            [np.log(probability / (1 - probability)), embed(pixels[None].astype(np.float32)).numpy()[0] @ known]
+        )
+
+    falls = np.zeros((2, 8, 8))
+    for y, x in np.ndindex(8, 8):
+        covered = picture.astype(float)
+        covered[max(0, 12 * (y - 1)) : 12 * (y + 2), max(0, 12 * (x - 1)) : 12 * (x + 2)] = np.median(picture, (0, 1))
+        falls[:, y, x] = np.maximum(scores(picture.astype(float)) - scores(covered), 0)
+    np.testing.assert_allclose(
+        heat_maps(saved_model, picture, known), falls / falls.max(axis=(1, 2), keepdims=True), atol=2e-2
+    )
 
 
 def test_where_nothing_speaks_for_the_score_it_is_cold(saved_model):
-    green = np.zeros((1, SIZE, SIZE, 3), np.float32)
+    green = np.zeros((SIZE, SIZE, 3), np.uint8)
     green[..., 1] = 200
-    heats = explanation.explainer(saved_model)(green, np.zeros((1, 0, 3)))
-    assert heats.shape == (1, 1, 8, 8)
-    assert np.isfinite(heats).all()
+    heats = heat_maps(saved_model, green)
+    assert heats.shape == (1, 8, 8)
+    assert not heats.any()
+
+
+@pytest.mark.parametrize("size", [32, 75, 96, 331])
+def test_the_patches_cover_the_whole_picture_and_the_first_is_untouched(size):
+    picture = np.random.default_rng(0).integers(1, 255, (size, size, 3)).astype(np.uint8)
+    picture[: size // 2] = 255
+    painted = explanation._painted_over(picture)
+    assert painted.shape == (65, size, size, 3)
+    np.testing.assert_array_equal(painted[0], picture)
+    changed = (painted[1:] != picture).any(axis=3)
+    assert changed.any(axis=0)[size // 2 :].all()
+    middle = changed[4 * 8 + 4]
+    assert middle.sum() == pytest.approx((3 * size / 8) ** 2, rel=0.35)
 
 
 def test_the_overlay_leaves_the_picture_where_it_is_cold():
@@ -111,7 +132,7 @@ def test_a_sheet_can_be_drawn_of_any_evidence(familiar, neighbours, tmp_path):
         0.0,
     )
     picture = np.full((16, 16, 3), 99, np.uint8)
-    heats = np.zeros((1 + neighbours, 2, 2), np.float32)
+    heats = np.zeros((1 + neighbours, 2, 2), np.float32) if familiar else None
     figure = explanation.sheet("a name", picture, evidence, heats, checkpoint)
     figures.save(figure, tmp_path / "sheet.png")
     words = " ".join(text.get_text() for text in figure.findobj(Text))

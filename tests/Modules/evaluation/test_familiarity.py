@@ -65,3 +65,8 @@ def test_the_limit_refuses_two_in_a_hundred():
     limits = [familiarity.limit(rng.normal(3, 0.2, 100)) for _ in range(200)]
     refused = (rng.normal(3, 0.2, 10_000) > np.array(limits)[:, None]).mean()
     assert 0.015 < refused < 0.03
+
+
+def test_the_limit_of_many_images_is_their_own_quantile():
+    distances = np.random.default_rng(0).gumbel(3, 0.2, 2000)  # far from normal
+    assert (distances > familiarity.limit(distances)).mean() == pytest.approx(familiarity.FALSE_ALARMS, abs=1e-3)
