@@ -220,7 +220,7 @@ def test_the_test_figures_show_the_balanced_images_alone(tmp_path, test_split, m
     np.testing.assert_array_equal(seen["roc_and_precision_recall"][0], [0, 1] * 8)
     np.testing.assert_array_equal(seen["roc_and_precision_recall"][1], probability[rows])
     np.testing.assert_array_equal(seen["tsne"][0], embeddings[rows])
-    np.testing.assert_array_equal(seen["reliability"][1], probability[rows])
+    np.testing.assert_array_equal(seen["reliability"][2], probability[rows])
     np.testing.assert_array_equal(seen["reliability_at_prevalence"][1], probability)
     np.testing.assert_array_equal(seen["roc_and_precision_recall_full"][1], probability)
     assert list(seen["tsne"][3]) == list(table["patient_id"][rows])
