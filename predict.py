@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import modules
-from Modules import cli
+from Modules import cli, safe_model
 from Modules.cli import UserError
 from Modules.config import Data
 from Modules.data.images import EXTENSIONS, ImageError, read_image
@@ -49,6 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="another checkpoint to compare with")
     parser.add_argument("--prevalence", type=float, help="share malignant in practice (as in training, 0.0176)")
     parser.add_argument("--report-images", default="yes", choices=("yes", "no"), help="show pictures of the data")
+    parser.add_argument("--trust", action="store_true", help="use files other than training wrote, at your own risk")
     options = parser.parse_args(arguments)
     if options.neighbours < 1:
         raise UserError(f"--neighbours {options.neighbours}: expected 1 or more")
@@ -76,15 +77,17 @@ def load_facts(checkpoint: Path) -> dict:
     return facts
 
 
-def load(checkpoint: Path) -> evaluations.Loaded:
-    """A checkpoint: its model, the facts beside it, and its gallery.
+def load(checkpoint: Path, trust: bool = False) -> evaluations.Loaded:
+    """A checkpoint: its model, the facts beside it, and its gallery. `trust`: also where the facts are of other files.
 
     Raises:
         UserError: one of the three is missing, or of another model.
     """
-    model = modules.load(checkpoint)
     facts = load_facts(checkpoint)
+    if not trust:
+        safe_model.check_hashes(checkpoint, facts)
     gallery = scoring.read_gallery(checkpoint.with_name("gallery.npz"))
+    model = modules.load(checkpoint)
     if gallery["embeddings"].shape[1] != model.get_layer("embedding").output_shape[1]:
         raise UserError(f"the gallery beside {checkpoint} is of another model: put its own there")
     return model, facts, gallery
@@ -186,9 +189,9 @@ def main() -> None:
     files = find_images(options.paths) if options.paths else []
     if options.output.is_dir():
         raise UserError(f"--output {options.output} is a folder: expected a file")
-    model, facts, gallery = loaded = load(options.checkpoint)
+    model, facts, gallery = loaded = load(options.checkpoint, options.trust)
     if not files:
-        evaluations.run(options, loaded, load(options.compare) if options.compare else None)
+        evaluations.run(options, loaded, load(options.compare, options.trust) if options.compare else None)
         return
     count, read, malignant = write_rows(score_files(options, files, model, facts, gallery), options.output)
     if count > SHOWN:

@@ -27,7 +27,7 @@ import tensorflow as tf
 
 import modules
 from dataset import image_batches, load_manifest, select, training_batches, vector_batches, view_batches
-from Modules import baselines, cli, runtime, tracking
+from Modules import baselines, cli, runtime, safe_model, tracking
 from Modules.cli import UserError
 from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options
 from Modules.data.manifest import LABELS
@@ -234,6 +234,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "weights": options.weights if weights is not None else "none",
         "manifest_sha256": identity["data"],
         "command": runtime.command(),
+        "sha256": safe_model.hashes(new / "best_epoch.keras"),
         "versions": runtime.versions(),
         "used": assessment.describe_data({"train": training, "validation": validation, "test": test}),
         "precision": precision,
