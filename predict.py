@@ -72,7 +72,7 @@ def load_facts(checkpoint: Path) -> dict:
         Data(**facts["config"]["data"])
         facts["in_distribution"]["lowest_similarity"], facts["threshold"], facts["data"], facts["fold"]
         facts["manifest_sha256"], facts["calibration"]["training_prevalence"], facts["prevalence"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"can't use {file}, which train.py writes beside the model ({error!r})") from None
     return facts
 

@@ -32,10 +32,23 @@ class Exact(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Start(Exact):
-    """What an initializer without parameters is set to; Constant's may be an array."""
+Numbers = Float | list[Float] | list[list[Float]] | list[list[list[list[Float]]]]
 
-    value: Float | list[Float] | list[list[Float]] | list[list[list[list[Float]]]] = 0.0
+
+class Values(Exact):
+    value: Numbers
+    dtype: Literal["float32", "float64"]
+
+
+class Array(Exact):
+    class_name: Literal["__numpy__"]
+    config: Values
+
+
+class Start(Exact):
+    """What a weight is before the file's numbers take its place."""
+
+    value: Numbers | Array = 0.0
     seed: int | None = None
 
 

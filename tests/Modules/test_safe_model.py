@@ -63,7 +63,8 @@ def test_an_honest_file_is_read_and_nothing_is_left_behind(shop):
 def test_what_our_networks_need_is_known(backbone, tmp_path):
     """Checked, not loaded: building InceptionV3 again takes its time."""
     size = 75 if backbone == "inception_v3" else 32
-    embedding = modules.build_embedding(Embedding(backbone=backbone), size)
+    views = 4 if backbone == "mobilenet" else 1
+    embedding = modules.averaged(modules.build_embedding(Embedding(backbone=backbone, views=views), size), views)
     config = Classifier(units=(4,), leaky=backbone != "mobilenet", outputs=1 + (backbone != "mobilenet"), dropout=0.1)
     modules.save(modules.join(embedding, modules.build_classifier(config, 128)), tmp_path / "best_epoch.keras")
     safe_model.check((tmp_path / "best_epoch.keras").read_bytes())
