@@ -271,11 +271,11 @@ def test_a_cut_while_the_state_is_written_leaves_the_epoch_before(tmp_path, monk
     fit(net, 2, Script(net, VALUES))
     before = net.file.read_bytes()
 
-    def cut(stream, **arrays):
+    def cut(stream, *_, **__):
         stream.write(b"half")
         raise CutOffError
 
-    monkeypatch.setattr(np, "savez", cut)
+    monkeypatch.setattr(np.lib.format, "write_array", cut)
     with pytest.raises(CutOffError):
         net.save()
     assert net.file.read_bytes() == before
