@@ -212,10 +212,6 @@ class NeuralNetwork:
             for name in FACTS[1:]:
                 setattr(self, name, facts[name])
             self._compile()
-            if self.step:  # Keras makes its metrics at the first batch, which would be too late
-                outputs = tf.zeros((1, *self.model.output_shape[1:]))
-                self.model.compiled_loss.build(outputs)
-                self.model.compiled_metrics.build(outputs, outputs)
             self.sums = parts["sums"]
             self.model.set_weights(parts["model"])
             self.model.optimizer.build(self.model.trainable_variables)
@@ -256,11 +252,12 @@ class _Epochs(tf.keras.callbacks.Callback):
         self.begun = time.perf_counter()
         title, done = f"{self.network.name} {epoch + 1}/{self.epochs}", self.network.step
         self.bar = tqdm(total=self.steps, initial=done, desc=title, unit="batch", leave=False, ncols=80, disable=None)
-        if done:
-            for variable, value in zip(self.network.metric_variables(), self.network.sums, strict=True):
-                variable.assign(value)
+        self.former = self.network.sums if done else []
 
     def on_train_batch_end(self, batch, logs=None):
+        if batch == 0 and self.former:  # not before: Keras makes its metrics at the first batch
+            for variable, value in zip(self.network.metric_variables(), self.former, strict=True):
+                variable.assign_add(value)
         self.network.step += 1
         self.bar.update()
         self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
@@ -280,6 +277,8 @@ class _Epochs(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
         seconds = time.perf_counter() - self.begun
+        if self.former:
+            logs.update({name: float(value) for name, value in self.model.get_metrics_result().items()})
         logs.update(self.validate())
         known = self.network.diagnosis
         self.network.record(logs, self.watch)

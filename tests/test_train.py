@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -165,7 +167,11 @@ def test_the_full_data_set_trains_on_every_image(balanced, tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
-def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturbed_run(tmp_path):
+RESULTS = ["best_epoch.keras", "gallery.npz", "best_epoch.json"]  # at the renaming of which a run may be killed too
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undisturbed_run(kills, tmp_path):
     source = write_dataset(tmp_path / "source", images=120, size=64)
     generate(source, tmp_path / "data", size=64, folds=4)
     options = [
@@ -173,27 +179,44 @@ def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturb
         "--image-size", "32", "--epochs", "3", "--classifier-epochs", "2", "--weights", "none",
         "--wandb", "disabled", "--deterministic",
     ]  # fmt: skip
-    run("train.py", *options, "--checkpoints", tmp_path / "whole", cwd=tmp_path)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    cut = (
-        "import sys, train, Modules.NeuralNetwork as network\n"
-        "record = network.NeuralNetwork.record\n"
-        "def record_two(self, logs, watch):\n"
-        "    record(self, logs, watch)\n"
-        "    if self.epochs_done == 2: sys.exit('cut off')\n"
-        "network.NeuralNetwork.record = record_two\n"
-        "train.main()"
-    )
-    command = [sys.executable, "-c", cut, *map(str, options), "--checkpoints", str(tmp_path / "cut")]
-    assert "cut off" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
-    assert (tmp_path / "cut" / "state-embedding.npz").exists()
-    run("train.py", *options, "--checkpoints", tmp_path / "cut", "--resume", cwd=tmp_path)
+    def train(moment, folder, *more):
+        command = ["tests/killing.py", moment, "train.py", *options, "--checkpoints", folder, *more]
+        return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
 
-    whole, resumed = (json.loads((tmp_path / name / "best_epoch.json").read_text()) for name in ("whole", "cut"))
-    assert whole["history"] == resumed["history"]
-    assert whole["test"] == resumed["test"]
-    assert whole["fold"] == 0
-    assert len(whole["history"]["embedding"]["loss"]) == 3
+    assert train("never", whole).returncode == 0
+    events = int((tmp_path / "whole.events").read_text())
+    rng = np.random.default_rng(kills)
+    early = rng.integers(1, events // 2, kills - 1)
+    # Late in the run, at places of their own, so that it comes to them whatever was done before.
+    moments = [*map(str, early[: kills - 1]), *rng.permutation(RESULTS)[:1]]
+    left = 0
+    for moment in moments:
+        done = train(moment, killed, "--resume")
+        assert done.returncode in (-9, 0), done.stderr
+        left += done.returncode == -9
+    assert left >= 3
+    last = train("never", killed, "--resume")
+    assert last.returncode == 0, last.stderr
+
+    one, other = (json.loads((folder / "best_epoch.json").read_text()) for folder in (whole, killed))
+    for name in ("history", "best_epoch", "threshold", "calibration", "test", "test_full", "baseline", "validation"):
+        assert one[name] == other[name], name
+    assert one["fold"] == 0
+    assert one["deterministic"]
+    assert len(one["history"]["embedding"]["loss"]) == 3
+    files = []
+    for folder in (whole, killed):
+        files.append({})
+        with zipfile.ZipFile(folder / "best_epoch.keras") as archive, h5py.File(archive.open("model.weights.h5")) as h5:
+            h5.visititems(lambda name, item: files[-1].update({name: item[()]} if hasattr(item, "shape") else {}))
+        with np.load(folder / "gallery.npz") as gallery:
+            files[-1] |= dict(gallery)
+    assert files[0].keys() == files[1].keys()
+    for name, value in files[0].items():
+        np.testing.assert_array_equal(value, files[1][name], name)
+    assert not list(killed.glob("state-*")) + list(killed.glob("*partial*")) + list(killed.glob("unfinished"))
 
 
 def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
