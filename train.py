@@ -27,12 +27,12 @@ import tensorflow as tf
 
 import modules
 from dataset import image_batches, load_manifest, select, training_batches, vector_batches, view_batches
-from Modules import baselines, cli, runtime, safe_model, tracking
+from Modules import baselines, cli, runtime, safe_model, state, tracking
 from Modules.cli import UserError
 from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options
 from Modules.data.manifest import LABELS
 from Modules.demo import BALANCED, find_data, pretrained
-from Modules.evaluation import assessment, calibration, cross_validation, html, report, scoring
+from Modules.evaluation import assessment, calibration, cross_validation, evidence, html, report, scoring
 from Modules.evaluation.metrics import PREVALENCE
 from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 from Modules.folds import identify, is_done, train_folds
@@ -43,8 +43,6 @@ from Modules.mnist import warm_up
 from Modules.NeuralNetwork import NeuralNetwork, adam
 
 WORDS = ("full-dataset", "full-model", "mnist")
-
-FALSE_ALARMS = 0.02  # share of validation images that may be called unlike anything known
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,6 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", *runtime.PRECISIONS))
     parser.add_argument("--wandb", default="auto", choices=tracking.MODES)
     parser.add_argument("--verify", action="store_true", help="check the hash of every picture, not of a sample")
+    parser.add_argument("--gallery-thumbnails", default="yes", choices=("yes", "no"), help="in gallery.npz (yes)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that was cut off")
     parser.add_argument("--deterministic", action="store_true", help="no operation whose result depends on timing")
     add_options(parser)
@@ -215,10 +214,14 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     new.mkdir(exist_ok=True)
     modules.save(modules.join(frozen, classifier.model, (line["scale"], line["offset"])), new / "best_epoch.keras")
     model = modules.load(new / "best_epoch.keras")
-    _, known = scoring.score(model, image_batches(training, recipe.data), len(training), "gallery")
-    scoring.write_gallery(new / "gallery.npz", training, known)
-    gallery = scoring.read_gallery(new / "gallery.npz")
-    nearest = scoring.nearest_known(held_out, gallery, 1)[1]
+    gallery, in_distribution = evidence.write_gallery(
+        new / "gallery.npz",
+        new / "best_epoch.keras",
+        model,
+        (training, image_batches(training, recipe.data)),
+        (unseen := select(manifest, "validation", full=True), image_batches(unseen, recipe.data)),
+        options.gallery_thumbnails == "yes",
+    )
     results, probability, embeddings = assessment.assess(model, test, gallery, decided, options.prevalence)
     baseline = {name: scoring.evaluate_baseline(test, scores) for name, scores in plain.items()}
     nearby = cross_validation.knn_share(embeddings, gallery)
@@ -248,16 +251,14 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "diagnosis": metric.diagnosis and metric.diagnosis.message,
         "recoveries": metric.recoveries,
         "threshold_rule": options.threshold_rule,
-        "in_distribution": {"lowest_similarity": float(np.quantile(nearest, FALSE_ALARMS))},
+        "in_distribution": in_distribution,
         "validation": {name: network.best_figures() for name, network in networks.items()},
         **results,
         "baseline": baseline["logistic"],
         "baseline_finetune": baseline.get("finetune"),
     }
     report.write_json(new / "best_epoch.json", facts)
-    for file in sorted(new.iterdir(), key=lambda file: file.suffix == ".json"):  # the JSON says that all is there
-        file.replace(folder / file.name)
-    new.rmdir()
+    state.publish(new, folder)
 
     sample = training.groupby("target").head(8).sort_values("target", kind="stable")
     pictures = [

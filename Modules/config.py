@@ -131,7 +131,7 @@ def margin() -> Recipe:
 
 
 def tuned() -> Recipe:
-    """The best of eight configurations tried on real lesions: seven diagnoses first, then semi-hard triplets and a softmax.
+    """The best of eight that were tried on real lesions: seven diagnoses first, then semi-hard triplets and a softmax.
 
     Both work on the same unit sphere: triplets alone stay behind frozen features, a softmax alone gives a poorer
     embedding. The embedding is the backbone's pooled features at length 1: a projection learned from 900 images costs

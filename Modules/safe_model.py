@@ -129,8 +129,14 @@ def _check_shapes(model: tf.keras.Model) -> None:
                 raise ValueError(f"layer {layer.name} gives {tensor.shape[1:]} numbers an image")
 
 
+def sha256(file: Path) -> str:
+    """The hash of a file's bytes, as hexadecimal digits."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def hashes(checkpoint: Path) -> dict[str, str]:
-    """sha256 of a model's file and of the gallery beside it, as hexadecimal digits.
+    """The sha256 of a model's file and of the gallery beside it.
 
     Raises:
         UserError: one of them is missing.
@@ -138,8 +144,7 @@ def hashes(checkpoint: Path) -> dict[str, str]:
     found = {}
     for part, file in (("model", checkpoint), ("gallery", checkpoint.with_name("gallery.npz"))):
         try:
-            with open(file, "rb") as stream:
-                found[part] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[part] = sha256(file)
         except OSError as error:
             raise UserError(
                 f"no checkpoint {file} ({error.strerror}): train one with python train.py, or name another with "

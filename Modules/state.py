@@ -108,6 +108,17 @@ def read(file: Path) -> tuple[dict, dict[str, list[np.ndarray]]]:
     raise UserError(f"{file} can't be resumed ({problem}); remove it to start anew")
 
 
+def publish(new: Path, folder: Path) -> None:
+    """Move the files in `new` into `folder`, over those of their names; a JSON comes last and so says that all came."""
+    for file in new.iterdir():
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+    for file in sorted(new.iterdir(), key=lambda file: file.suffix == ".json"):
+        file.replace(folder / file.name)
+    new.rmdir()
+    sync(folder)
+
+
 def sync(folder: Path) -> None:
     """Have the folder's list of names on disk too, not only the files."""
     handle = os.open(folder, os.O_RDONLY)

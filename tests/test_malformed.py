@@ -38,7 +38,8 @@ def test_every_malformed_picture_gets_its_row(trained, tmp_path):
         if name in unreadable:
             assert word in table.loc[name, "error"], name
     scored = table[table["error"].isna()]
-    assert scored["probability"].astype(float).between(0, 1).all()
+    assert scored["probability"].dropna().astype(float).between(0, 1).all()
+    assert scored["prediction"].notna().all()
     assert f"{len(scored)} of {len(table)} pictures scored" in said
     assert max(map(len, said.splitlines())) <= 80
 
@@ -61,7 +62,8 @@ FACTS = {
     "null": lambda facts: None,
     "deep": lambda facts: "[" * 10**6,
     **{f"no-{key}": without(key) for key in ("config", "threshold", "data", "fold", "manifest_sha256", "sha256")},
-    "no-similarity": lambda facts: facts | {"in_distribution": {}},
+    "no-limit": lambda facts: facts | {"in_distribution": {}},
+    "threshold-of-another-kind": lambda facts: facts | {"threshold": "high"},
     "unknown-field": lambda facts: facts | {"config": {"data": {"secret": 1}}},
     "config-of-another-kind": lambda facts: facts | {"config": {"data": [1, 2]}},
     "hash-of-another-kind": lambda facts: facts | {"sha256": [1]},

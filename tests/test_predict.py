@@ -2,13 +2,19 @@
 
 import json
 import shutil
+import socket
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
 from dataset import load_manifest, select
+from Modules.data.hashing import view
+from Modules.data.images import read_image
 from Modules.evaluation import report
-from predict import COLUMNS
+from Modules.predictions import COLUMNS
 from tests.commands import fails, run
 
 
@@ -31,9 +37,9 @@ def test_without_paths_it_repeats_the_numbers_of_training_to_the_last_digit(trai
     assert set(compared["views"]) == {"test", "test_full"}
     assert compared["views"]["test"]["differences"]["roc_auc"]["difference"] == 0
     facts = json.loads((trained / "best_epoch.json").read_text())
-    for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
-        assert report.summary(facts[view], title) in said
-        assert report.class_report(facts[view]) in said
+    for name, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
+        assert report.summary(facts[name], title) in said
+        assert report.class_report(facts[name]) in said
 
 
 def test_a_labelled_folder_without_patients(trained, balanced, tmp_path):
@@ -102,20 +108,80 @@ def test_every_input_gets_a_row_also_the_unreadable(trained, balanced, tmp_path)
     assert max(map(len, said.splitlines())) <= 80
 
 
-def test_the_nearest_known_lesion_of_a_training_image_is_itself(trained, balanced, tmp_path):
-    rows = select(load_manifest(balanced), "train").head(5)
+def test_neighbours_of_a_training_image_are_neither_itself_nor_of_its_patient(trained, balanced, tmp_path):
+    training = select(load_manifest(balanced), "train")
+    rows = training.head(6)
+    for file in rows["file"][:2]:  # also where it comes under another name, turned and in another format
+        turned = np.rot90(read_image(file))
+        cv2.imwrite(str(tmp_path / f"{Path(file).stem}-copy.png"), turned[..., ::-1])
     run(
-        "predict.py", *rows["file"], "--checkpoint", trained / "best_epoch.keras", "--neighbours", "2", "--output",
-        "out.csv", cwd=tmp_path,
+        "predict.py", *rows["file"], tmp_path / "*-copy.png", "--checkpoint", trained / "best_epoch.keras",
+        "--neighbours", len(training), "--output", "out.csv", cwd=tmp_path,
     )  # fmt: skip
     table = pd.read_csv(tmp_path / "out.csv")
-    for name, neighbours in zip(rows["isic_id"], table["neighbours"].str.split(), strict=True):
-        assert len(neighbours) == 2
-        names, labels, cosines = zip(*(neighbour.split(":") for neighbour in neighbours), strict=True)
-        assert name in names or cosines[0] == cosines[1]  # ties may push it out
+    groups = training.set_index("isic_id")["group"]
+    assert len(table) == 8
+    for path, neighbours in zip(table["path"], table["neighbours"].str.split(), strict=True):
+        names, labels, _ = zip(*(neighbour.split(":") for neighbour in neighbours), strict=True)
+        own = groups[Path(path).stem.removesuffix("-copy")]
+        assert not (groups[list(names)] == own).any()
+        assert len(names) >= (groups != own).sum() - 2  # hashes of drawn lesions may clash, rarely
         assert set(labels) <= {"benign", "malignant"}
-        assert set(names) <= set(select(load_manifest(balanced), "train")["isic_id"])
-    assert table["in_distribution"].all()
+
+
+def test_neighbours_of_test_images_give_the_accuracy_in_the_json(trained, balanced, tmp_path):
+    test = select(load_manifest(balanced), "test")
+    run(
+        "predict.py", *test["file"], "--checkpoint", trained / "best_epoch.keras", "--neighbours", "15",
+        "--output", "out.jsonl", cwd=tmp_path,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for row in rows:
+        labels = [neighbour["label"] for neighbour in row["neighbours"]]
+        assert row["malignant_share"] == pytest.approx(labels.count("malignant") / 15, abs=1e-6)
+    right = [(row["malignant_share"] > 0.5) == target for row, target in zip(rows, test["target"], strict=True)]
+    facts = json.loads((trained / "best_epoch.json").read_text())
+    assert np.mean(right) == pytest.approx(facts["test"]["embedding"]["knn_accuracy"])
+
+
+def test_what_is_no_lesion_is_said_to_be_none_and_gets_no_probability(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(tmp_path / "noise.png"), rng.integers(0, 256, (64, 64, 3)).astype(np.uint8))
+    cv2.imwrite(str(tmp_path / "blank.png"), np.full((64, 64, 3), 255, np.uint8))
+    said = run("predict.py", tmp_path, "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["in_distribution"].tolist() == [False, False]
+    assert table["prediction"].tolist() == ["unlike known lesions"] * 2
+    assert table[["probability", "probability_at_prevalence"]].isna().all(axis=None)
+    assert "2 are unlike anything the model knows" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_each_picture_gets_a_sheet_and_averaged_views_agree_with_the_views(trained, balanced, tmp_path):
+    file = Path(select(load_manifest(balanced), "test")["file"][0])
+    (tmp_path / "text.jpg").write_text("not a picture")
+    for k in range(8):
+        cv2.imwrite(str(tmp_path / f"view{k}.png"), view(read_image(file, 32), k)[..., ::-1])
+    model = ["--checkpoint", trained / "best_epoch.keras"]
+    run(
+        "predict.py", "text.jpg", file, *model, "--explain", "sheets", "--tta", "8", "--output", "tta.csv", cwd=tmp_path
+    )
+    run("predict.py", *(f"view{k}.png" for k in range(8)), *model, "--output", "views.csv", cwd=tmp_path)
+    assert [sheet.name for sheet in (tmp_path / "sheets").iterdir()] == [f"2-{file.stem}.png"]
+    assert min(read_image(tmp_path / "sheets" / f"2-{file.stem}.png").shape[:2]) > 900
+    averaged, views = (pd.read_csv(tmp_path / f"{name}.csv")["probability"] for name in ("tta", "views"))
+    assert averaged[1] == pytest.approx(views.mean(), abs=1e-5)
+
+
+def test_the_gallery_of_another_checkpoint_is_refused(trained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained, tmp_path / "checkpoints")
+    with open(tmp_path / "checkpoints" / "best_epoch.keras", "ab") as stream:
+        stream.write(b" ")
+    line = fails(
+        "predict", "--checkpoint", tmp_path / "checkpoints" / "best_epoch.keras",
+        monkeypatch=monkeypatch, capsys=capsys,
+    )  # fmt: skip
+    assert "gallery of another model" in line
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(trained, balanced, tmp_path, monkeypatch, capsys):
@@ -138,8 +204,24 @@ def test_wrong_input_is_one_line_and_exit_code_2(trained, balanced, tmp_path, mo
         ([*checkpoint, "--compare", "foreign.keras", "text.jpg"], "give no other PATH"),
         ([*checkpoint, "--prevalence", "0"], "strictly between 0 and 1"),
         ([*checkpoint, "text.jpg", "--output", "missing/out.csv"], "--output"),
+        ([*checkpoint, "text.jpg", "--explain", "text.jpg"], "--explain text.jpg"),
+        ([*checkpoint, "text.jpg", "--tta", "9"], "--tta 9"),
+        ([*checkpoint, "*.bmp"], "nothing matches *.bmp"),
+        ([*checkpoint, "gone.txt"], "can't read the list gone.txt"),
+        ([*checkpoint, "text.jpg", "--serve"], "--serve takes no PATH"),
+        ([*checkpoint, "--serve", "--port", "70000"], "--port 70000"),
     ):
         assert named in fails("predict", *arguments, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_a_port_in_use_is_one_line(trained, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = fails(
+            "predict", "--serve", "--port", port, "--checkpoint", trained / "best_epoch.keras",
+            monkeypatch=monkeypatch, capsys=capsys,
+        )  # fmt: skip
+    assert f"127.0.0.1:{port}" in line
 
 
 def test_another_data_set_is_refused(trained, balanced, tmp_path, monkeypatch, capsys):
@@ -159,5 +241,9 @@ def test_scores_are_those_of_the_test_split(trained, balanced, tmp_path):
     run("predict.py", balanced / "test", "--checkpoint", trained / "best_epoch.keras", cwd=tmp_path)
     table = pd.read_csv(tmp_path / "predictions.csv")
     table.index = table["path"].map(lambda path: path.split("/")[-1][:-4])
-    right = (table["probability"][test["isic_id"]].to_numpy() >= 0.5) == test["target"]
-    assert right.mean() == json.loads((trained / "best_epoch.json").read_text())["test_full"]["accuracy"]
+    known = table.loc[test["isic_id"]].reset_index()[table.loc[test["isic_id"]]["in_distribution"].to_numpy()]
+    facts = json.loads((trained / "best_epoch.json").read_text())
+    right = (known["probability"] >= 0.5) == test["target"][known.index]
+    refused = len(test) - len(known)
+    assert refused <= 0.2 * len(test)
+    assert right.sum() <= facts["test_full"]["accuracy"] * len(test) + 1e-9 <= right.sum() + refused

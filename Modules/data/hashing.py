@@ -105,13 +105,13 @@ def _within(
         a = np.repeat(rows[begin:end], count)
         # b counts up from first[a] within each run of equal a
         b = np.arange(len(a)) + np.repeat(first[rows[begin:end]] - np.cumsum(count) + count, count)
-        distance = _popcount(left[a] ^ right[b])
+        distance = popcount(left[a] ^ right[b])
         near = np.flatnonzero(distance <= radius)
         found.append(np.stack([a[near], b[near], distance[near].astype(np.int64)]))
     return tuple(np.concatenate(found, axis=1))
 
 
-def _popcount(x: np.ndarray) -> np.ndarray:
+def popcount(x: np.ndarray) -> np.ndarray:
     """The number of set bits of each uint64 (numpy has none of its own before 2.0); works in place."""
     x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
     y = (x >> np.uint64(2)) & np.uint64(0x3333333333333333)

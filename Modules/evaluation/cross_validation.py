@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from Modules.cli import UserError
+from Modules.evaluation.gallery import nearest_known
 from Modules.evaluation.intervals import bootstrap, interval, patient_codes
 from Modules.evaluation.metrics import evaluate, weighted_metrics
-from Modules.evaluation.scoring import nearest_known, units
+from Modules.evaluation.scoring import units
 
 SCORES = "test_scores.csv"
 NEIGHBOURS = 15  # as in `embedding_quality`

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from dataset import load_manifest, select
+from dataset import image_batches, load_manifest, select
 from Modules.cli import UserError
 from Modules.config import Data
 from Modules.data.manifest import is_data_set, manifest_sha256
-from Modules.evaluation import assessment, external, html, report, scoring
+from Modules.evaluation import assessment, evidence, external, familiarity, html, report, scoring
 from Modules.evaluation.calibration import correct_prior, errors_at
 from Modules.evaluation.comparison import compare
 from Modules.evaluation.intervals import patient_codes
@@ -71,8 +71,10 @@ def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) ->
         if one is not None:
             table = external.without_known(table, _known(one), notes)
     table = external.readable(table, notes)
-    probability, embeddings = assessment.score_table(model, table, Data(**facts["config"]["data"]))
-    nearest = scoring.nearest_known(embeddings, gallery, 1)[1][:, 0]
+    pictures = image_batches(table, Data(**facts["config"]["data"]))
+    scores, _, textures = scoring.embed(evidence.with_evidence(model), pictures, len(table), "external")
+    probability = scores[:, 0]
+    familiar = familiarity.distance(textures, gallery) <= facts["in_distribution"]["limit"]
     prevalence = facts["prevalence"] if options.prevalence is None else options.prevalence
     patients = scoring.units(table)
     content = {
@@ -80,9 +82,7 @@ def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) ->
         "notes": notes,
         "result": evaluate(table["target"].to_numpy(), probability, facts["threshold"], patients, prevalence),
         "calibration": _calibration(table, probability, facts),
-        "differences": external.differences(
-            table, facts["used"]["reference"], nearest, facts["in_distribution"]["lowest_similarity"]
-        ),
+        "differences": external.differences(table, facts["used"]["reference"], familiar),
         "subgroups": subgroups(table, probability, facts["threshold"], described(table)),
     }
     print(report.external_summary(content))

@@ -99,12 +99,11 @@ def picture_statistics(files: Iterable[str]) -> dict:
     return {"n": len(rows), "width": float(np.median(rows[:, 0])), "height": float(np.median(rows[:, 1]))} | colours
 
 
-def differences(table: pd.DataFrame, reference: dict, similarity: np.ndarray, lowest: float) -> list[dict]:
+def differences(table: pd.DataFrame, reference: dict, familiar: np.ndarray) -> list[dict]:
     """How the pictures of `table` differ from those of training (`reference`): rows of `what`, `here`, `training` and,
     for colours, `shift`, in standard deviations of training.
 
-    similarity: float [N], cosine of each image's embedding to its nearest known lesion; from `lowest` on it counts as
-    like something known.
+    familiar: bool [N], whether the model knows such pictures (`in_distribution`).
     """
     here = picture_statistics(table["file"])
     rows = [
@@ -115,7 +114,7 @@ def differences(table: pd.DataFrame, reference: dict, similarity: np.ndarray, lo
     for name, label in (("lightness", "lightness L*"), ("a", "green to red a*"), ("b", "blue to yellow b*")):
         shift = (here[name]["mean"] - reference[name]["mean"]) / max(reference[name]["sd"], 1e-6)
         rows.append({"what": label, "here": here[name]["mean"], "training": reference[name]["mean"], "shift": shift})
-    rows.append({"what": "share like a known lesion", "here": float(np.mean(similarity >= lowest)), "training": None})
+    rows.append({"what": "share of a familiar kind", "here": float(np.mean(familiar)), "training": None})
     return rows
 
 

@@ -4,19 +4,15 @@ train.py and predict.py both come through here, with the same saved file, so tha
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 from tqdm import tqdm
 
-from Modules.cli import UserError
 from Modules.evaluation.metrics import PREVALENCE, evaluate
 from Modules.metric_learning.collapse import CLOSE
 from Modules.metric_learning.quality import embedding_quality, k_shot
-
-BLOCK = 256  # embeddings compared with the whole gallery at once
 
 
 def compiled(model: tf.keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
@@ -98,44 +94,3 @@ def evaluate_baseline(table: pd.DataFrame, probability: np.ndarray) -> dict[str,
         view: evaluate(targets[rows], probability[rows], 0.5, units(table)[rows])
         for view, rows in both_views(table).items()
     }
-
-
-def write_gallery(file: Path, table: pd.DataFrame, embeddings: np.ndarray) -> None:
-    """The known lesions: embeddings float16 [N, D] of unit length with their ids, groups and targets."""
-    np.savez(
-        file,
-        embeddings=embeddings.astype(np.float16),
-        ids=table["isic_id"].to_numpy(str),
-        groups=table["group"].to_numpy(str),
-        targets=table["target"].to_numpy(np.int8),
-    )
-
-
-def read_gallery(file: Path) -> dict[str, np.ndarray]:
-    """The arrays that `write_gallery` wrote.
-
-    Raises:
-        UserError: no such file, or another kind.
-    """
-    try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
-            return {name: saved[name] for name in ("embeddings", "ids", "groups", "targets")}
-    except Exception as error:  # a file of any content can fail anywhere in NumPy
-        raise UserError(
-            f"no gallery of known lesions in {file} ({error}); train.py writes it beside the model"
-        ) from None
-
-
-def nearest_known(embeddings: np.ndarray, gallery: dict, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k lesions most similar to each embedding, nearest first: places in the gallery and cosines, both [N, k]."""
-    known = gallery["embeddings"].astype(np.float32)
-    k = min(k, len(known))
-    positions, cosines = [np.zeros((0, k), int)], [np.zeros((0, k), np.float32)]
-    for start in range(0, len(embeddings), BLOCK):
-        similarity = embeddings[start : start + BLOCK] @ known.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        values = np.take_along_axis(similarity, nearest, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        positions.append(np.take_along_axis(nearest, order, axis=1))
-        cosines.append(np.take_along_axis(values, order, axis=1))
-    return np.concatenate(positions), np.concatenate(cosines)

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 
 from Modules.data.metadata import UNKNOWN, age_band
+from Modules.evaluation.gallery import nearest_known
 from Modules.evaluation.metrics import evaluate
-from Modules.evaluation.scoring import nearest_known, units
+from Modules.evaluation.scoring import units
 
 ENOUGH = 20  # images of a class; below it an interval of a proportion spans 40 percentage points and more
 NAMES = ("roc_auc", "recall", "specificity")

@@ -119,4 +119,4 @@ def test_versions_are_those_that_run():
     versions = runtime.versions()
     assert versions["tensorflow"] == tf.__version__
     assert versions["numpy"] == np.__version__
-    assert set(versions) == {"python", "tensorflow", "keras", "numpy", "scikit-learn"}
+    assert set(versions) == {"python", "tensorflow", "keras", "numpy", "scikit-learn", "machine", "gpu"}

@@ -146,8 +146,8 @@ def test_differences_count_in_standard_deviations_of_training(clinic):
     table, _ = external.read_labelled(clinic)
     reference = external.picture_statistics(table["file"]) | {"prevalence": 0.02}
     reference["lightness"] = {"mean": reference["lightness"]["mean"] - 6, "sd": 3.0}
-    rows = {row["what"]: row for row in external.differences(table, reference, np.array([0.9, 0.2, 0.5, 0.5]), 0.5)}
+    rows = {row["what"]: row for row in external.differences(table, reference, np.array([True, False, True, True]))}
     assert rows["share malignant"]["here"] == 0.5
     assert rows["lightness L*"]["shift"] == pytest.approx(2)
     assert rows["green to red a*"]["shift"] == pytest.approx(0)
-    assert rows["share like a known lesion"]["here"] == 0.75
+    assert rows["share of a familiar kind"]["here"] == 0.75

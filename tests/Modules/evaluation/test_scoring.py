@@ -1,11 +1,10 @@
-"""A model on a split: its outputs in order, its neighbours, the plain classifier to beat, the gallery's file."""
+"""A model on a split: its outputs in order, its neighbours, the plain classifier to beat."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
 
-from Modules.cli import UserError
 from Modules.evaluation import scoring
 from Modules.evaluation.metrics import evaluate
 from Modules.metric_learning.quality import embedding_quality, k_shot
@@ -106,72 +105,3 @@ def test_an_unknown_patient_counts_as_its_group():
     table = table_of(np.array([0, 1, 0]), groups=[0, 0, 1])
     table["patient_id"] = ["patient 7", np.nan, np.nan]
     assert list(scoring.units(table)) == ["patient 7", "group 0", "group 1"]
-
-
-# --- The gallery ------------------------------------------------------------------------------------------------------
-
-
-def test_the_gallery_is_read_as_it_was_written(tmp_path):
-    table, vectors = table_of(np.array([0, 1, 1])), random_vectors(3)
-    scoring.write_gallery(tmp_path / "gallery.npz", table, vectors)
-    gallery = scoring.read_gallery(tmp_path / "gallery.npz")
-    assert set(gallery) == {"embeddings", "ids", "groups", "targets"}
-    np.testing.assert_array_equal(gallery["embeddings"], vectors.astype(np.float16))
-    assert list(gallery["ids"]) == list(table["isic_id"])
-    assert list(gallery["groups"]) == list(table["group"])
-    assert list(gallery["targets"]) == [0, 1, 1]
-    assert [path.name for path in tmp_path.iterdir()] == ["gallery.npz"]
-
-
-def nothing(file):
-    pass
-
-
-def empty(file):
-    file.touch()
-
-
-def text(file):
-    file.write_text("no gallery")
-
-
-def pickled(file):
-    np.savez(file, embeddings=np.array([{}], object))
-
-
-def one_array(file):
-    with open(file, "wb") as stream:
-        np.save(stream, np.zeros(3))
-
-
-def other_arrays(file):
-    np.savez(file, weights=np.zeros(3))
-
-
-def cut_short(file):
-    scoring.write_gallery(file, table_of(np.array([0, 1])), random_vectors(2))
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-@pytest.mark.parametrize("write", [nothing, empty, text, pickled, one_array, other_arrays, cut_short])
-def test_a_file_that_is_no_gallery_is_the_users_to_mend(tmp_path, write):
-    write(tmp_path / "gallery.npz")
-    with pytest.raises(UserError, match=r"no gallery of known lesions in .*gallery\.npz.*train\.py writes it"):
-        scoring.read_gallery(tmp_path / "gallery.npz")
-
-
-def test_the_nearest_known_are_those_of_a_plain_loop():
-    vectors, known = random_vectors(9), random_vectors(25, seed=1).astype(np.float16)
-    positions, similarity = scoring.nearest_known(vectors, {"embeddings": known}, 4)
-    assert positions.shape == similarity.shape == (9, 4)
-    for row, vector in enumerate(vectors):
-        cosines = [float(np.dot(vector, other.astype(np.float32))) for other in known]
-        order = sorted(range(25), key=lambda i: -cosines[i])[:4]
-        assert list(positions[row]) == order
-        np.testing.assert_allclose(similarity[row], [cosines[i] for i in order], atol=1e-6)
-
-
-def test_a_gallery_smaller_than_k_gives_all_it_has():
-    positions, similarity = scoring.nearest_known(random_vectors(2), {"embeddings": random_vectors(3)}, 10)
-    assert positions.shape == similarity.shape == (2, 3)
-    assert sorted(positions[0]) == [0, 1, 2]

@@ -1,0 +1,187 @@
+"""What is said about a picture, and why it should be believed or not: probability, decision, the most similar known
+lesions, and whether the model knows such pictures at all.
+
+train.py prepares it (`write_gallery`); predict.py and the page both ask `judge`, so that they say the same.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from Modules.cli import UserError
+from Modules.config import Data
+from Modules.data.hashing import view
+from Modules.data.manifest import LABELS
+from Modules.evaluation import familiarity, gallery, scoring
+from Modules.evaluation.calibration import correct_prior
+from Modules.evaluation.metrics import PREVALENCE
+
+UNFAMILIAR = "unlike known lesions"  # in place of a class
+TRAINING_PREVALENCE = 0.5  # batches show both classes alike
+NOTICE = "This is no medical device. It misses melanomas. Whoever is worried about a lesion should see a doctor."
+
+
+class Neighbour(NamedTuple):
+    """A known lesion."""
+
+    position: int  # in the gallery
+    id: str
+    label: str
+    diagnosis: str  # empty where unknown
+    similarity: float  # cosine of the embeddings, -1..1
+
+
+class Evidence(NamedTuple):
+    """What is said about one picture."""
+
+    probability: float | None  # of melanoma where half of the lesions are; None where not in_distribution
+    at_prevalence: float | None  # the same where the share of melanomas is `Checkpoint.prevalence`
+    prediction: str  # one of LABELS, or UNFAMILIAR
+    in_distribution: bool
+    distance: float  # see `familiarity.distance`
+    neighbours: tuple[Neighbour, ...]  # nearest first, none of them a copy of the picture or of its patient
+    malignant_share: float  # of the neighbours
+
+
+class Checkpoint(NamedTuple):
+    """A trained model with what lies beside it, ready to judge pictures."""
+
+    model: tf.keras.Model
+    facts: dict  # best_epoch.json
+    gallery: dict[str, np.ndarray]
+    run: Callable[[np.ndarray], list[tf.Tensor]]  # float32 [B, S, S, 3] -> probability, embedding, texture
+
+    @property
+    def size(self) -> int:
+        """Pixels a side that the model sees."""
+        return self.model.input_shape[1]
+
+    @property
+    def threshold(self) -> float:
+        return self.facts["threshold"]
+
+    @property
+    def prevalence(self) -> float:
+        return self.facts.get("prevalence", PREVALENCE)
+
+
+def load_facts(checkpoint: Path) -> dict:
+    """The JSON beside a checkpoint.
+
+    Raises:
+        UserError: it is missing, or not what train.py writes.
+    """
+    file = checkpoint.with_suffix(".json")
+    try:
+        facts = json.loads(file.read_text())
+        Data(**facts["config"]["data"])
+        float(facts["in_distribution"]["limit"]), float(facts["threshold"])
+        facts["data"], facts["fold"], facts["manifest_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"can't use {file}, which train.py writes beside the model ({error!r})") from None
+    return facts
+
+
+def open_checkpoint(model: tf.keras.Model, facts: dict, known: dict[str, np.ndarray]) -> Checkpoint:
+    """A checkpoint from its parts: the loaded model, `load_facts` and `gallery.read`."""
+    return Checkpoint(model, facts, known, scoring.compiled(with_evidence(model)))
+
+
+def with_evidence(model: tf.keras.Model) -> tf.keras.Model:
+    """A joined model with three outputs: probability [B, 1], embedding [B, D] and texture [B, F]."""
+    outputs = [model.output, model.get_layer("embedding").output, familiarity.texture(model)]
+    return tf.keras.Model(model.inputs, outputs)
+
+
+def write_gallery(
+    file: Path,
+    checkpoint: Path,
+    model: tf.keras.Model,
+    training: tuple[pd.DataFrame, tf.data.Dataset],
+    validation: tuple[pd.DataFrame, tf.data.Dataset],
+    thumbnails: bool,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Write the gallery of the model saved as `checkpoint`; it as read back, and the limit of what the model knows.
+
+    training, validation: each table with its pictures in order, as they are.
+    """
+    ours = with_evidence(model)
+    _, embeddings, textures = scoring.embed(ours, training[1], len(training[0]), "gallery")
+    fitted = familiarity.fit(textures)
+    gallery.write(file, checkpoint, training[0], embeddings, fitted, model.input_shape[1], thumbnails)
+    known = gallery.read(file, checkpoint)
+    textures = scoring.embed(ours, validation[1], len(validation[0]), "validation")[2]
+    distances = familiarity.distance(textures, known)
+    limit = familiarity.limit(distances)
+    return known, {"limit": limit, "refused_of_validation": float(np.mean(distances > limit))}
+
+
+def judge(checkpoint: Checkpoint, pictures: np.ndarray, k: int, views: int = 1) -> list[Evidence]:
+    """The evidence about each of `pictures`, uint8 [B, S, S, 3] RGB, with its `k` most similar known lesions.
+
+    views: flips and turns (1 to 8) of each picture over which probability and embedding are averaged.
+    """
+    turned = (np.stack([view(picture, i) for picture in pictures]).astype(np.float32) for i in range(views))
+    scored = [[part.numpy() for part in checkpoint.run(images)] for images in turned]
+    probability = np.mean([parts[0][:, 0] for parts in scored], axis=0)
+    embeddings = np.mean([parts[1] for parts in scored], axis=0)
+    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    distances = familiarity.distance(scored[0][2], checkpoint.gallery)
+
+    known, facts = checkpoint.gallery, checkpoint.facts
+    excluded = np.stack([gallery.relatives(gallery.picture_hashes(picture), known) for picture in pictures])
+    positions, cosines = gallery.nearest_known(embeddings, known, k, excluded)
+    prior = (facts.get("calibration") or {}).get("training_prevalence", TRAINING_PREVALENCE)
+    corrected = correct_prior(probability, prior, checkpoint.prevalence)
+    found = []
+    for i, distance in enumerate(distances):
+        familiar = bool(distance <= facts["in_distribution"]["limit"])
+        neighbours = tuple(
+            Neighbour(
+                int(place),
+                str(known["ids"][place]),
+                LABELS[known["targets"][place]],
+                str(known["diagnoses"][place]),
+                float(cosine),
+            )
+            for place, cosine in zip(positions[i], cosines[i], strict=True)
+            if np.isfinite(cosine)
+        )
+        malignant = sum(neighbour.label == LABELS[1] for neighbour in neighbours)
+        found.append(
+            Evidence(
+                float(probability[i]) if familiar else None,
+                float(corrected[i]) if familiar else None,
+                LABELS[int(probability[i] >= checkpoint.threshold)] if familiar else UNFAMILIAR,
+                familiar,
+                float(distance),
+                neighbours,
+                malignant / max(len(neighbours), 1),
+            )
+        )
+    return found
+
+
+def in_words(evidence: Evidence, checkpoint: Checkpoint) -> str:
+    """One or two plain sentences on what the evidence means."""
+    if not evidence.in_distribution:
+        return (
+            "This picture is unlike the dermoscopic pictures of skin lesions that the model learned from, so it gives "
+            "no probability. Was it taken through a dermatoscope, in focus, with the lesion in the middle?"
+        )
+    missed = 100 * (1 - (checkpoint.facts["test"]["recall"] or 0))
+    false = 100 * (1 - (checkpoint.facts["test"]["specificity"] or 0))
+    if evidence.prediction == LABELS[1]:
+        return (
+            "The model finds this lesion more like the melanomas than like the harmless lesions that it knows. Of 100 "
+            f"harmless lesions in its test it called {false:.0f} malignant, too."
+        )
+    return (
+        "The model finds this lesion more like the harmless lesions than like the melanomas that it knows. Of 100 "
+        f"melanomas in its test it missed {missed:.0f}."
+    )

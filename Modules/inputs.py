@@ -1,0 +1,98 @@
+"""Which pictures a command was given, and their pixels, read ahead: nothing here grows with the number of files but
+names."""
+
+import csv
+import glob
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from Modules.cli import UserError
+from Modules.data.images import EXTENSIONS, ImageError, read_image
+
+LISTS = (".txt", ".csv")
+BATCH = 32  # images scored at once
+AHEAD = 3  # batches being read
+
+
+def find_pictures(paths: Sequence[Path]) -> Iterator[Path]:
+    """Each of `paths` in turn: a picture as it is; the pictures (by suffix) in and below a folder, sorted; the matches
+    of a pattern (`*`, `?`, `[...]`, `**`); the entries of a list (see `listed`).
+
+    Raises:
+        UserError: a list that can't be read, a pattern that nothing matches.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from _in_folder(path)
+        elif path.suffix.lower() in LISTS:
+            yield from listed(path)
+        elif glob.has_magic(str(path)) and not path.exists():
+            found = sorted(glob.glob(str(path), recursive=True))
+            if not found:
+                raise UserError(f"nothing matches {path}: expected pictures, folders, patterns or a list of them")
+            for match in map(Path, found):
+                yield from _in_folder(match) if match.is_dir() else (match,)
+        else:
+            yield path
+
+
+def _in_folder(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(files) if os.path.splitext(name)[1].lower() in EXTENSIONS)
+
+
+def listed(file: Path) -> Iterator[Path]:
+    """The paths in a `.txt` file, one a line, or in the column `path` (else the first) of a `.csv` file with a header.
+
+    Relative ones start from the list's own folder.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            if file.suffix.lower() == ".txt":
+                names = (line.strip() for line in stream)
+            else:
+                table = csv.DictReader(stream)
+                column = "path" if "path" in (table.fieldnames or ()) else (table.fieldnames or [""])[0]
+                names = ((row[column] or "").strip() for row in table)
+            yield from (file.parent / name for name in names if name)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(f"can't read the list {file} ({error}): expected one path a line, or a column path") from None
+
+
+def count_pictures(paths: Sequence[Path]) -> int:
+    """How many `find_pictures` will find.
+
+    Raises:
+        UserError: none.
+    """
+    count = sum(1 for _ in find_pictures(paths))
+    if not count:
+        raise UserError(f"no picture in {', '.join(map(str, paths))}: expected {', '.join(EXTENSIONS)}")
+    return count
+
+
+def read_batches(files: Iterator[Path], size: int) -> Iterator[list[tuple[Path, np.ndarray | ImageError]]]:
+    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead on all cores."""
+
+    def read(file: Path) -> tuple[Path, np.ndarray | ImageError]:
+        try:
+            return file, read_image(file, size)
+        except ImageError as error:
+            return file, error
+
+    files = iter(files)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ahead = deque()
+        while True:
+            while len(ahead) < AHEAD and (batch := list(islice(files, BATCH))):
+                ahead.append([pool.submit(read, file) for file in batch])
+            if not ahead:
+                return
+            yield [future.result() for future in ahead.popleft()]

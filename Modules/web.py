@@ -1,0 +1,257 @@
+"""The page, and the same answers for other programs: predict.py --serve.
+
+    curl -F file=@lesion.jpg http://127.0.0.1:7860/predict      # one picture -> a row of predictions.jsonl
+    curl http://127.0.0.1:7860/healthz                          # {"status": "ok"}
+
+Pictures stay on this machine: no request leaves for another host, nothing is logged, and an upload is deleted once it
+is answered. One picture is judged at a time; the others queue.
+"""
+
+import base64
+import io
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, UploadFile
+from fastapi.responses import JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from Modules import predictions
+from Modules.cli import UserError
+from Modules.data.images import EXTENSIONS, ImageError, decode, encode_jpeg, resize
+from Modules.data.synthetic import draw
+from Modules.evaluation import evidence, explanation, gallery
+
+BYTES = 20 * 2**20  # of one picture
+FILES = 20  # pictures dropped at once
+FORM = 2**16  # bytes that a form adds to the file in it
+EXAMPLES = {"Drawn example: benign": (1, False), "Drawn example: malignant": (3, True)}  # seed and class
+PATIENCE = 600  # seconds after which an upload that nobody asked about is deleted
+# Gradio writes its settings, scripts and styles into the page itself; nothing is taken from another host.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+PAGE = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True
+)
+
+Answer = tuple[np.ndarray, evidence.Evidence, list[np.ndarray]]  # the picture as the model sees it, heat maps
+
+
+def serve(checkpoint: evidence.Checkpoint, k: int, host: str, port: int) -> None:
+    """Serve the page until interrupted.
+
+    Raises:
+        UserError: the address can't be listened on.
+    """
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise UserError(f"can't listen on {host}:{port} ({error.strerror or error}): choose another --port") from None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the uploads go, too
+    with listener, tempfile.TemporaryDirectory() as uploads:
+        app = build(checkpoint, k, host, Path(uploads))
+        address = f"http://{'localhost' if host in ('', '0.0.0.0', '::') else host}:{listener.getsockname()[1]}"
+        print(f"{address} is ready; Ctrl-C stops it.", flush=True)
+        config = uvicorn.Config(app, access_log=False, log_level="warning")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def build(checkpoint: evidence.Checkpoint, k: int, host: str, uploads: Path) -> FastAPI:
+    """The application: the page at /, POST /predict, GET /healthz. Uploads lie in `uploads` until they are answered."""
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": str(uploads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    import gradio  # reads the above when it is loaded
+
+    ask = asker(checkpoint, k)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(guarded)
+    if host in ("127.0.0.1", "localhost", "::1"):  # a page elsewhere whose name leads here must not get at it
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+
+    @app.get("/healthz")
+    def healthz() -> dict:
+        return {"status": "ok"}
+
+    @app.post("/predict")
+    def predict(file: UploadFile) -> JSONResponse:
+        name = file.filename or ""
+        try:
+            found, status = ask(file.file.read(BYTES + 1))[1], 200
+        except ImageError as error:
+            found, status = error, 422
+        return JSONResponse(predictions.row(name, found, checkpoint.threshold), status)
+
+    # Named fonts would be asked for at Google.
+    fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+    return gradio.mount_gradio_app(
+        app,
+        page(checkpoint, ask),
+        "/",
+        max_file_size=BYTES,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        theme=gradio.themes.Base(**fonts),
+        css_paths=Path(__file__).parent / "templates" / "page.css",
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+    )
+
+
+def asker(checkpoint: evidence.Checkpoint, k: int) -> Callable[[bytes], Answer]:
+    """A function that answers one picture after the other, whoever asks. It raises ImageError."""
+    explain = explanation.explainer(checkpoint.model)
+    turn = threading.Lock()
+
+    def ask(data: bytes) -> Answer:
+        if len(data) > BYTES:
+            raise ImageError(f"over {BYTES // 2**20} MB")
+        with turn:  # one at a time also while decoding: a large picture takes a lot of memory
+            picture = resize(decode(data), checkpoint.size)
+            found = evidence.judge(checkpoint, picture[None], k)
+            return picture, found[0], explanation.explain_all(explain, picture[None], found, checkpoint.gallery)[0]
+
+    ask(drawn(*next(iter(EXAMPLES.values())), checkpoint.size))  # the first takes seconds
+    return ask
+
+
+def page(checkpoint: evidence.Checkpoint, ask: Callable[[bytes], Answer]):
+    """The Gradio page."""
+    import gradio
+
+    def answer(files: list[str] | None) -> tuple[None, str]:
+        try:
+            if len(files or ()) > FILES:
+                raise gradio.Error(f"{len(files)} pictures; at most {FILES} at once")
+            return None, report([(Path(file).name, Path(file).read_bytes()) for file in files or ()], checkpoint, ask)
+        finally:
+            for file in files or ():
+                Path(file).unlink(missing_ok=True)
+
+    def example(name: str) -> str:
+        return report([(name, drawn(*EXAMPLES[name], checkpoint.size))], checkpoint, ask)
+
+    with gradio.Blocks(
+        title="Melanoma classifier", analytics_enabled=False, delete_cache=(PATIENCE, PATIENCE)
+    ) as blocks:
+        gradio.Markdown(f"# Is it a melanoma?\n\n**{evidence.NOTICE}**", elem_id="notice")
+        dropped = gradio.File(
+            label=f"Up to {FILES} pictures of {BYTES // 2**20} MB",
+            file_count="multiple",
+            file_types=list(EXTENSIONS),
+            height=160,
+            elem_id="pictures",
+        )
+        with gradio.Row():
+            buttons = {name: gradio.Button(name, min_width=120) for name in EXAMPLES}
+        # Not gradio.HTML, which evaluates text as a program: the policy forbids that. Our template escapes by itself.
+        result = gradio.Markdown(sanitize_html=False, latex_delimiters=[], elem_id="result")
+        private = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+        dropped.upload(answer, dropped, [dropped, result], **private)
+        for name, button in buttons.items():
+            button.click(lambda name=name: example(name), None, result, **private)
+    return blocks.queue(api_open=False)
+
+
+def drawn(seed: int, malignant: bool, size: int) -> bytes:
+    """A synthetic example as a JPEG: no real picture is part of the program."""
+    return encode_jpeg(draw(np.random.default_rng(seed), malignant, size)[0])
+
+
+def report(named: list[tuple[str, bytes]], checkpoint: evidence.Checkpoint, ask: Callable[[bytes], Answer]) -> str:
+    """HTML on all pictures: what is said about each, and one table to download."""
+    rows, cards = [], []
+    for name, data in named:
+        try:
+            picture, found, heats = ask(data)
+        except ImageError as error:
+            rows.append(predictions.row(name, error, checkpoint.threshold))
+            cards.append({"row": rows[-1]})
+            continue
+        rows.append(predictions.row(name, found, checkpoint.threshold))
+        cards.append(
+            {
+                "row": rows[-1],
+                "words": evidence.in_words(found, checkpoint),
+                "picture": _jpeg(picture),
+                "heat": _jpeg(explanation.overlay(picture, heats[0])),
+                "neighbours": [
+                    {
+                        "known": neighbour,
+                        "thumbnail": _uri("image/jpeg", gallery.thumbnail(checkpoint.gallery, neighbour.position)),
+                        "heat": _jpeg(explanation.overlay(picture, heat)),
+                    }
+                    for neighbour, heat in zip(found.neighbours, heats[1:], strict=True)
+                ],
+            }
+        )
+    table = io.StringIO()
+    list(predictions.write_csv(table, rows))
+    html = PAGE.get_template("report.html").render(
+        cards=cards,
+        table=_uri("text/csv", table.getvalue().encode(errors="replace")),
+        checkpoint=checkpoint,
+    )
+    return " ".join(html.split())  # on one line, or Markdown would look into it
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    return _uri("image/jpeg", encode_jpeg(picture))
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def guarded(app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Middleware: HEADERS on every answer, and 413 for a form over the limit, before it is read."""
+
+    async def call(scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        limit = FORM + BYTES * (1 if scope["path"] == "/predict" else FILES)
+        read = 0
+
+        async def counted() -> dict:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            return {"type": "http.disconnect"} if read > limit else message
+
+        async def with_headers(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
+                ]
+            await send(message)
+
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > limit:
+            answer = JSONResponse({"error": f"over {BYTES // 2**20} MB"}, 413)
+            await answer(scope, receive, with_headers)
+            return
+        await app(scope, counted, with_headers)
+
+    return call

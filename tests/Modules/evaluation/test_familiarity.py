@@ -1,0 +1,67 @@
+"""What the model knows: the layer that is looked at, the distance, and the limit."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+import modules
+from Modules.config import Embedding
+from Modules.evaluation import familiarity
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "layer"),
+    [
+        ("mobilenet", 256, "conv_pw_5_relu"),
+        ("mobilenet", 96, "conv_pw_5_relu"),
+        ("inception_v3", 256, "mixed2"),
+        ("resnet50", 128, "conv3_block4_out"),
+    ],
+)
+def test_the_texture_comes_from_an_eighth_of_the_side(backbone, size, layer):
+    model = modules.build_backbone(Embedding(backbone=backbone), size)
+    assert familiarity.texture_layer(model).name == layer
+
+
+def test_the_texture_is_the_root_of_mean_and_deviation_of_each_map():
+    tf.keras.utils.set_random_seed(0)
+    images = tf.keras.Input((40, 40, 3))
+    x = tf.keras.layers.ReLU(name="fine")(tf.keras.layers.Conv2D(4, 3)(images))
+    x = tf.keras.layers.ReLU()(tf.keras.layers.Conv2D(9, 3, strides=12)(x))
+    model = tf.keras.Model(images, x)
+    pictures = np.random.default_rng(0).uniform(0, 255, (3, 40, 40, 3)).astype(np.float32)
+    maps = tf.keras.Model(images, model.get_layer("fine").output)(pictures).numpy()
+    expected = np.sqrt(np.concatenate([maps.mean((1, 2)), maps.std((1, 2))], axis=1))
+    found = tf.keras.Model(images, familiarity.texture(model))(pictures)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_the_distance_is_that_of_mahalanobis():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(3, 3))
+    textures = rng.normal(size=(5000, 3)) @ mixing + [5, -2, 7]
+    centre, whitening = familiarity.fit(textures)
+    points = rng.normal(size=(20, 3)) * 10
+    inverse = np.linalg.inv(mixing.T @ mixing)
+    expected = [np.log(np.sqrt((p - [5, -2, 7]) @ inverse @ (p - [5, -2, 7]))) for p in points]
+    found = familiarity.distance(points, {"centre": centre, "whitening": whitening})
+    np.testing.assert_allclose(found, expected, atol=0.06)
+
+
+@given(st.integers(2, 5), st.integers(1, 8), st.sampled_from([0.0, 1e-3, 1.0, 1e3]))
+def test_few_images_and_dead_maps_leave_everything_finite(n, width, scale):
+    textures = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32) * scale
+    textures[:, 0] = 0
+    centre, whitening = familiarity.fit(textures)
+    distances = familiarity.distance(textures + 1, {"centre": centre, "whitening": whitening})
+    assert np.isfinite(distances).all()
+    assert np.isfinite(familiarity.limit(distances))
+
+
+def test_the_limit_refuses_two_in_a_hundred():
+    rng = np.random.default_rng(0)
+    limits = [familiarity.limit(rng.normal(3, 0.2, 100)) for _ in range(200)]
+    refused = (rng.normal(3, 0.2, 10_000) > np.array(limits)[:, None]).mean()
+    assert 0.015 < refused < 0.03
