@@ -43,10 +43,10 @@ def run(main: Callable[[], None]) -> NoReturn:
                 raise
             _say(f"{error.filename or 'a file'}: {error.strerror}; make room or name another place, then try again")
             sys.exit(2)
-        except Stopped as stop:
+        except KeyboardInterrupt as stop:
             if str(stop):
                 _say(str(stop))
-            sys.exit(128 + stop.number)
+            sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     sys.exit(0)
 
 

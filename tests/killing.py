@@ -1,10 +1,13 @@
 """`python killing.py MOMENT train.py ARGUMENTS`: a script that is killed (SIGKILL) at its MOMENT-th event, if any.
 
+With `full:MOMENT` the disk is full from then on instead: whatever opens a file for writing meets ENOSPC.
+
 Events are batches trained, files opened for writing, renamed and removed in the folder of --checkpoints, and moments
 within the writing of arrays; MOMENT may also be the name of a file: at its renaming. The state is saved at every batch.
 How many events there were without a kill is written to FOLDER.events.
 """
 
+import errno
 import os
 import runpy
 import signal
@@ -27,10 +30,13 @@ folder = os.path.abspath(arguments[arguments.index("--checkpoints") + 1])
 events = arrays = 0
 
 
-def event(name: str = "", before_it: Callable = lambda: None) -> None:
+def event(name: str = "", before_it: Callable = lambda: None, writes: bool = False) -> None:
     global events
     events += 1
-    if moment in (str(events), name):
+    if moment.startswith("full:"):
+        if events >= int(moment.removeprefix("full:")) and writes:
+            raise OSError(errno.ENOSPC, "No space left on device", folder)
+    elif moment in (str(events), name):
         before_it()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -39,8 +45,8 @@ def audit(kind: str, details: tuple) -> None:
     if kind not in ("open", "os.rename", "os.remove") or not isinstance(details[0], str | Path):
         return
     reading = kind == "open" and not (details[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-    if os.path.abspath(details[0]).startswith(folder) and not reading:
-        event(Path(details[1]).name if kind == "os.rename" else "")
+    if os.path.abspath(details[0]).startswith(folder + os.sep) and not reading:
+        event(Path(details[1]).name if kind == "os.rename" else "", writes=kind == "open")
 
 
 def write_array(stream, array, **options):

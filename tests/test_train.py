@@ -17,6 +17,7 @@ from wandb.sdk.internal.datastore import DataStore
 import modules
 from dataset import load_manifest, select
 from generate_balanced_dataset import generate
+from Modules import safe_model
 from Modules.data.images import read_image
 from Modules.data.manifest import manifest_sha256
 from Modules.data.synthetic import write_dataset
@@ -234,6 +235,36 @@ def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undist
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_path):
+    """Every file that a run writes meets a full disk once; each time one line says so, and the run can be resumed."""
+    options = [
+        "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "16", "--epochs", "1",
+        "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
+        "--checkpoints", tmp_path / "run",
+    ]  # fmt: skip
+    former, moment = None, 1
+    while True:
+        command = ["tests/killing.py", f"full:{moment}", "train.py", *options, *(["--resume"] if moment > 1 else [])]
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+        written = (tmp_path / "run" / "best_epoch.json").exists()
+        if former:  # what was whole stays whole
+            assert written
+        if written:
+            facts = json.loads((tmp_path / "run" / "best_epoch.json").read_text())
+            safe_model.check_hashes(tmp_path / "run" / "best_epoch.keras", facts)
+            modules.load(tmp_path / "run" / "best_epoch.keras")
+        former = written
+        if done.returncode == 0:
+            break
+        assert done.returncode == 2, done.stderr
+        assert "No space left on device" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        moment += 1 + moment // 8  # ever later: a resumed run has less to write
+    assert moment > 10
+    assert not list((tmp_path / "run").glob("state-*"))
+
+
 def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
     source = write_dataset(tmp_path / "source", images=160, size=32)
     external = write_dataset(tmp_path / "external", images=40, size=32, seed=9)
