@@ -238,7 +238,7 @@ UNSAFE = {"module": "keras.config", "class_name": "enable_unsafe_deserialization
 LOOKUP = {"module": "keras.layers", "class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}}
 
 FILES: dict[str, Callable[[Workshop], Path]] = {
-    # Code: CVE-2024-3660, CVE-2025-1550, CVE-2025-8747, CVE-2025-9905, CVE-2025-9906, CVE-2025-12058
+    # Code: CVE-2024-3660, CVE-2025-1550, CVE-2025-8747, CVE-2025-9905, CVE-2025-9906, CVE-2025-12058, CVE-2026-1462
     "lambda": lambda shop: saved_lambda(shop, "best_epoch.keras"),
     "lambda-h5": lambda shop: saved_lambda(shop, "best_epoch.h5"),
     "lambda-h5-renamed": lambda_renamed,
@@ -267,6 +267,9 @@ FILES: dict[str, Callable[[Workshop], Path]] = {
     "kerass-own-function": lambda shop: shop.appended(GET_FILE),
     "switch-of-safe-mode": lambda shop: shop.appended(UNSAFE),
     "vocabulary-of-any-file": lambda shop: shop.appended(LOOKUP),
+    "saved-model-as-a-layer": lambda shop: shop.appended(
+        {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": str(shop.folder)}}
+    ),
     "custom-loss": lambda shop: shop.configured(custom_loss),
     # Archives
     "parent-path": lambda shop: shop.zipped(shop.members | {"../canary": "it ran"}),
@@ -291,7 +294,7 @@ FILES: dict[str, Callable[[Workshop], Path]] = {
     "circle-of-layers": lambda shop: shop.configured(circle_of_layers),
     "unknown-input": entry("probability", inbound_nodes=[[["nowhere", 0, 0, {}]]]),
     "two-layers-of-one-name": lambda shop: shop.configured(two_of_one_name),
-    # Weights
+    # Weights: CVE-2026-0897
     "no-hdf5": lambda shop: shop.zipped(shop.members | {WEIGHTS: b"numbers"}),
     "cut-hdf5": lambda shop: shop.zipped(shop.members | {WEIGHTS: shop.members[WEIGHTS][:-2000]}),
     "external-link": linked(h5py.ExternalLink("/etc/passwd", "/")),
