@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: setup train test test-slow lint bench lock audit
+.PHONY: setup train test test-slow lint bench soak lock audit
 
 # Where requirements.lock holds, pip takes no file but those whose hashes it lists.
 PINNED := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),\
@@ -59,9 +59,13 @@ lock: .venv-audit/.current
 	$(call environment,.venv-audit,-r requirements-audit.txt)
 
 bench: setup .venv-peers/.current
-	@for script in benchmarks/*.py; do \
+	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; $(PYTHON) $$script --peer-python .venv-peers/bin/python || failed=1; \
 	done; exit $${failed:-0}
+
+# The page under good and hostile load for 15 minutes; needs a trained checkpoint.
+soak: setup
+	$(PYTHON) benchmarks/soak.py $(ARGS)
 
 # The libraries that the benchmarks compare with; the product needs none of them.
 .venv-peers/.current: benchmarks/requirements.txt
