@@ -229,7 +229,7 @@ def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undist
         with np.load(folder / "gallery.npz") as gallery:
             files[-1] |= {
                 name: gallery[name] for name in gallery if name != "checkpoint"
-            }  # its hash: a .keras is dated
+            }  # .keras files are dated
     assert files[0].keys() == files[1].keys()
     for name, value in files[0].items():
         np.testing.assert_array_equal(value, files[1][name], name)
