@@ -3,12 +3,17 @@
 PYTHON := .venv/bin/python
 ARGS ?=
 
-.PHONY: setup train test test-slow lint bench
+.PHONY: setup train test test-slow lint bench soak lock audit
+
+# Where requirements.lock holds, pip takes no file but those whose hashes it lists.
+PINNED := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),\
+    --require-hashes -r requirements.lock,\
+    -r requirements.txt -r requirements-dev.txt -c constraints.txt)
 
 setup: .venv/.current
 
-.venv/.current: requirements.txt requirements-dev.txt requirements-parity.txt constraints.txt
-	$(call environment,.venv,-r requirements.txt -r requirements-dev.txt -c constraints.txt)
+.venv/.current: requirements.txt requirements-dev.txt requirements-parity.txt constraints.txt requirements.lock
+	$(call environment,.venv,$(PINNED))
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parity.txt || { rm $@; exit 1; }
 
 # environment DIR,REQUIREMENTS: a virtual environment of Python 3.11, by its own venv or by uv.
@@ -40,10 +45,27 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
+# What is known against the versions that are pinned (docs/security.md); asks the package index.
+audit: .venv-audit/.current
+	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock $(ARGS)
+
+# After a version has changed: every file's hash from the package index.
+lock: .venv-audit/.current
+	.venv-audit/bin/uv pip compile --quiet --no-config --default-index https://pypi.org/simple --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate \
+	    requirements.txt requirements-dev.txt -c constraints.txt -o requirements.lock
+
+.venv-audit/.current: requirements-audit.txt
+	$(call environment,.venv-audit,-r requirements-audit.txt)
+
 bench: setup .venv-peers/.current
-	@for script in benchmarks/*.py; do \
+	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; $(PYTHON) $$script --peer-python .venv-peers/bin/python || failed=1; \
 	done; exit $${failed:-0}
+
+# The page under good and hostile load for 15 minutes; needs a trained checkpoint.
+soak: setup
+	$(PYTHON) benchmarks/soak.py $(ARGS)
 
 # The libraries that the benchmarks compare with; the product needs none of them.
 .venv-peers/.current: benchmarks/requirements.txt

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from Modules import safe_model
 from Modules.cli import UserError, nearest
 from Modules.config import Classifier, Embedding
 
@@ -86,6 +87,8 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
     former = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)  # Keras sets none
     try:
+        if source != "imagenet":
+            safe_model.check_arrays(source, compressed=True)
         return BACKBONES[backbone][0](include_top=False, weights=source).get_weights()
     except Exception as error:  # urllib, h5py and Keras each raise their own
         if source == "imagenet":
@@ -277,16 +280,14 @@ def save(model: tf.keras.Model, file: Path) -> None:
 
 
 def load(file: Path) -> tf.keras.Model:
-    """A saved joined model.
+    """A saved joined model; a file of any origin may be named, see safe_model.py.
 
     Raises:
         UserError: no such file, or not a model that `train.py` wrote.
     """
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"no checkpoint {file}: train one with python train.py, or name another with --checkpoint")
     try:
-        model = tf.keras.models.load_model(file, compile=False, safe_mode=True)
-        model.get_layer("embedding")
+        return safe_model.load(file)
     except Exception as error:  # a file of any content can fail anywhere in Keras
         raise UserError(f"{file} is no model that train.py wrote ({error})") from error
-    return model

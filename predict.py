@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 import modules
-from Modules import cli
+from Modules import cli, safe_model
 from Modules.cli import UserError
 from Modules.data.hashing import VIEWS
 from Modules.data.images import ImageError
@@ -49,6 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="another checkpoint to compare with")
     parser.add_argument("--prevalence", type=float, help="share malignant in practice (as in training, 0.0176)")
     parser.add_argument("--report-images", default="yes", choices=("yes", "no"), help="show pictures of the data")
+    parser.add_argument("--trust", action="store_true", help="use files other than training wrote, at your own risk")
     parser.add_argument("--serve", action="store_true", help="a page in the browser instead of a table")
     parser.add_argument("--host", default="127.0.0.1", help="the address that the page listens on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="(7860)")
@@ -68,15 +69,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def load(checkpoint: Path) -> evaluations.Loaded:
-    """A checkpoint: its model, the facts beside it, and its gallery.
+def load(checkpoint: Path, trust: bool) -> evaluations.Loaded:
+    """A checkpoint: its model, the facts beside it, and its gallery. `trust`: also where the facts are of other files.
 
     Raises:
         UserError: one of the three is missing, or of another model.
     """
-    model = modules.load(checkpoint)
     facts = evidence.load_facts(checkpoint)
-    return model, facts, gallery.read(checkpoint.with_name("gallery.npz"), checkpoint)
+    if not trust:
+        safe_model.check_hashes(checkpoint, facts)
+    known = gallery.read(checkpoint.with_name("gallery.npz"), checkpoint)
+    return modules.load(checkpoint), facts, known
 
 
 def score_files(options: argparse.Namespace, checkpoint: evidence.Checkpoint, count: int) -> Iterator[dict]:
@@ -133,7 +136,7 @@ def main() -> None:
         raise UserError(f"--output {options.output} is a folder: expected a file")
     if options.explain and options.explain.exists() and not options.explain.is_dir():
         raise UserError(f"--explain {options.explain} is a file: expected a folder")
-    model, facts, known = loaded = load(options.checkpoint)
+    model, facts, known = loaded = load(options.checkpoint, options.trust)
     if options.prevalence is not None and (count or options.serve):
         facts["prevalence"] = options.prevalence
     if options.serve:
@@ -143,7 +146,7 @@ def main() -> None:
     elif count:
         predict(options, evidence.open_checkpoint(model, facts, known), count)
     else:
-        evaluations.run(options, loaded, load(options.compare) if options.compare else None)
+        evaluations.run(options, loaded, load(options.compare, options.trust) if options.compare else None)
 
 
 if __name__ == "__main__":

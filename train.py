@@ -27,7 +27,7 @@ import tensorflow as tf
 
 import modules
 from dataset import image_batches, load_manifest, select, training_batches, vector_batches, view_batches
-from Modules import baselines, cli, runtime, tracking
+from Modules import baselines, cli, runtime, safe_model, state, tracking
 from Modules.cli import UserError
 from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options
 from Modules.data.manifest import LABELS
@@ -35,7 +35,7 @@ from Modules.demo import BALANCED, find_data, pretrained
 from Modules.evaluation import assessment, calibration, cross_validation, evidence, html, report, scoring
 from Modules.evaluation.metrics import PREVALENCE
 from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
-from Modules.folds import identify, train_folds
+from Modules.folds import identify, is_done, train_folds
 from Modules.metric_learning.losses import make_loss, with_head
 from Modules.metric_learning.pretraining import pretrain
 from Modules.metric_learning.sampling import oversampled
@@ -99,6 +99,9 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     validation, test = select(manifest, "validation", full), select(manifest, "test", full=True)
     identity = identify(options, recipe, data)
     runtime.claim(folder, options.resume)
+    if options.resume and is_done(folder, identity):
+        print(f"{folder} is done.")
+        return
     runtime.set_seeds(seed, options.deterministic)
     size = recipe.data.image_size
     print(f"Recipe {recipe.name}: {stage.backbone}, {size} x {size} pixels, seed {seed}")
@@ -237,6 +240,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "weights": options.weights if weights is not None else "none",
         "manifest_sha256": identity["data"],
         "command": runtime.command(),
+        "sha256": safe_model.hashes(new / "best_epoch.keras"),
         "versions": runtime.versions(),
         "used": assessment.describe_data({"train": training, "validation": validation, "test": test}),
         "precision": precision,
@@ -254,11 +258,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         "baseline_finetune": baseline.get("finetune"),
     }
     report.write_json(new / "best_epoch.json", facts)
-    for file in new.iterdir():
-        file.replace(folder / file.name)
-    new.rmdir()
-    for network in reversed(networks.values()):
-        network.file.unlink()  # nothing is left to resume
+    state.publish(new, folder)
 
     sample = training.groupby("target").head(8).sort_values("target", kind="stable")
     pictures = [
@@ -268,6 +268,8 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     ]
     html.write_report(folder, facts, options.report_images == "yes")
     tracking.write_projector(folder / "tensorboard", embeddings, [LABELS[target] for target in test["target"]])
+    for network in reversed(networks.values()):
+        network.forget()  # nothing is left to resume
     print(report.summary(results["test"], "Test set, 50/50"))
     for name, result in baseline.items():
         print(report.summary(result["test"], f"On it, {cross_validation.SCORERS[name]}"))

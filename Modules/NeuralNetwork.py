@@ -3,24 +3,23 @@
     network = NeuralNetwork(model, "embedding", folder, loss, adam(1e-3), monitor="val_loss", mode="min")
     history = network.fit(batches, steps, epochs=20, validate=lambda: {"val_loss": ...})
 
-After each epoch one file, `state-<name>.npz`, holds all that decides the future: weights, optimizer, the best epoch
-and its weights, the last healthy weights and the history. It replaces its predecessor in one step, so a crash leaves
-the former epoch's. `resume=True` goes on from it.
+After each epoch, every SAVE_EVERY seconds within one, and at SIGINT and SIGTERM, one file, `state-<name>.npz`, holds
+all that decides the future: weights, optimizer, the step within the epoch and its figures so far, the best epoch and
+its weights, the last healthy weights and the history. `resume=True` goes on from it, as if nothing had happened.
 """
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from Modules.cli import UserError
+from Modules import state
+from Modules.cli import Stopped, UserError, stopping
 from Modules.metric_learning.collapse import Diagnosis, Watch, no_watch
 
 Validate = Callable[[], dict[str, float]]
@@ -30,8 +29,9 @@ Optimize = Callable[[float], tf.keras.optimizers.Optimizer]  # what multiplies t
 WARM_UP = 0.05  # share of the steps in which the rate of the cosine schedule rises from 0
 BACK_OFF = 0.1  # of the learning rate, each time a collapsed embedding is taken back to where it was healthy
 RECOVERIES = 3  # then the recipe is at fault
+SAVE_EVERY = 600  # seconds within an epoch
 # What the file of state keeps beside arrays. The first says whose it is.
-FACTS = ("identity", "history", "best_epoch", "healthy_epochs", "recoveries")
+FACTS = ("identity", "history", "step", "best_epoch", "healthy_epochs", "recoveries")
 
 
 def adam(learning_rate: float, weight_decay: float = 0.0, schedule: str = "constant", steps: int = 0) -> Optimize:
@@ -77,6 +77,9 @@ class NeuralNetwork:
         self.file = Path(folder) / f"state-{name}.npz"
         self.identity = json.loads(json.dumps(identity or {}))  # as it will be read back
         self.history: dict[str, list[float]] = {}
+        self.step = 0  # batches of the present epoch that are done
+        self.sums: list[np.ndarray] = []  # the figures of those batches, as Keras's metrics keep them
+        self.saved = time.monotonic()  # when the state was last saved
         self.best_epoch = 0  # counted from 0; the first where no epoch had a finite monitored value
         self.healthy_epochs = 0  # how many there had been when the watch last found nothing
         self.recoveries: list[str] = []  # what was wrong each time
@@ -116,23 +119,23 @@ class NeuralNetwork:
         what it finds wrong is said once and, but for a mere lag, ends the training. With `recover` a collapse takes it
         back to the last healthy epoch instead, at a lower rate; the epochs since then are struck from the history.
         """
-        if resume and self.file.exists():
+        if resume and state.exists(self.file):
             self.restore()
         self.diagnosis = watch.diagnose(self.epochs()) if self.epochs_done else None
-        while self.epochs_done < epochs and not self.finished(patience):
-            start = self.epochs_done
-            self.model.fit(
-                batches(start),
-                initial_epoch=start,
-                epochs=epochs,
-                steps_per_epoch=steps,
-                verbose=0,
-                callbacks=[_Epochs(self, epochs, steps, validate, patience, watch), *callbacks],
-            )
-            collapsed = self.diagnosis is not None and self.diagnosis.kind in ("collapse", "nan")
-            if not (recover and collapsed and len(self.recoveries) < RECOVERIES):
-                break
-            self.go_back(steps)
+        with stopping() as signals:
+            while self.epochs_done < epochs and not self.finished(patience):
+                start, done = self.epochs_done, self.step
+                self.model.fit(
+                    batches(start).skip(done) if done else batches(start),
+                    initial_epoch=start,
+                    epochs=start + 1 if done else epochs,  # Keras gives all epochs of a fit as many steps
+                    steps_per_epoch=steps - done,
+                    verbose=0,
+                    callbacks=[_Epochs(self, epochs, steps, validate, patience, watch, signals), *callbacks],
+                )
+                collapsed = self.diagnosis is not None and self.diagnosis.kind in ("collapse", "nan")
+                if recover and collapsed and len(self.recoveries) < RECOVERIES:
+                    self.go_back(steps)
         if not math.isfinite(self.history[self.monitor][self.best_epoch]):
             raise UserError(
                 f"{self.name}: no epoch had a finite {self.monitor}; lower the learning rate or enlarge the batch"
@@ -165,6 +168,7 @@ class NeuralNetwork:
         """Append an epoch to the history, have it looked at, keep its weights if it is the best, save the state."""
         for key, value in logs.items():
             self.history.setdefault(key, []).append(float(value))
+        self.step = 0
         latest, values = self.epochs_done - 1, self.history[self.monitor]
         if self.mode == "last" or latest == 0 or self._better(values[latest], values[self.best_epoch]):
             self.best_epoch, self.weights["best"] = latest, self.model.get_weights()
@@ -178,16 +182,19 @@ class NeuralNetwork:
         return math.isfinite(value) and not (math.isfinite(best) and sign * value >= sign * best)
 
     def save(self) -> None:
-        arrays = {f"model-{i}": value for i, value in enumerate(self.model.get_weights())}
-        arrays |= {f"optimizer-{i}": value.numpy() for i, value in enumerate(self.model.optimizer.variables)}
-        arrays |= {f"{kind}-{i}": value for kind, parts in self.weights.items() for i, value in enumerate(parts)}
-        partial = self.file.with_suffix(".partial")
-        with open(partial, "wb") as stream:
-            facts = {name: np.array(json.dumps(getattr(self, name))) for name in FACTS}
-            np.savez(stream, **facts, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.file)
+        """Write the file of state.
+
+        Raises:
+            UserError: the disk is full or fails.
+        """
+        arrays = {
+            "model": self.model.get_weights(),
+            "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
+            "sums": [variable.numpy() for variable in self.metric_variables()] if self.step else [],
+            **self.weights,
+        }
+        state.write(self.file, {name: getattr(self, name) for name in FACTS}, arrays)
+        self.saved = time.monotonic()
 
     def restore(self) -> None:
         """Take up the saved state.
@@ -195,13 +202,8 @@ class NeuralNetwork:
         Raises:
             UserError: the file is damaged, or of another run: every value of `identity` must be what it was.
         """
+        facts, parts = state.read(self.file)
         try:
-            with open(self.file, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
-                facts = {name: json.loads(str(saved[name])) for name in FACTS}
-                parts = {
-                    part: [saved[f"{part}-{i}"] for i in range(sum(name.startswith(f"{part}-") for name in saved))]
-                    for part in ("model", "optimizer", *self.weights)
-                }
             changed = [name for name, value in self.identity.items() if facts["identity"].get(name) != value]
             if changed:
                 raise UserError(
@@ -210,38 +212,73 @@ class NeuralNetwork:
             for name in FACTS[1:]:
                 setattr(self, name, facts[name])
             self._compile()
+            self.sums = parts["sums"]
             self.model.set_weights(parts["model"])
             self.model.optimizer.build(self.model.trainable_variables)
             for variable, value in zip(self.model.optimizer.variables, parts["optimizer"], strict=True):
                 variable.assign(value)
             self.weights = {kind: parts[kind] for kind in self.weights}
-        except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+        except (ValueError, KeyError) as error:
             raise UserError(f"{self.file} can't be resumed ({error}); remove it to start anew") from error
+
+    def metric_variables(self) -> list[tf.Variable]:
+        """Where Keras sums up the figures of an epoch."""
+        return [variable for metric in self.model.metrics for variable in metric.variables]
+
+    def forget(self) -> None:
+        """Remove the file of state: there is nothing to resume."""
+        state.forget(self.file)
 
 
 class _Epochs(tf.keras.callbacks.Callback):
-    """Between Keras's fit and the network: the progress bar, validation, the record, early stopping."""
+    """Between Keras's fit and the network: the progress bar, validation, the record, early stopping, signals."""
 
     def __init__(
-        self, network: NeuralNetwork, epochs: int, steps: int, validate: Validate, patience: int, watch: Watch
+        self,
+        network: NeuralNetwork,
+        epochs: int,
+        steps: int,
+        validate: Validate,
+        patience: int,
+        watch: Watch,
+        signals: list[int],
     ):
         super().__init__()
-        self.watch = watch
+        self.watch, self.signals = watch, signals
         self.network, self.epochs, self.steps = network, epochs, steps
         self.validate, self.patience = validate, patience
 
     def on_epoch_begin(self, epoch, logs=None):
         self.begun = time.perf_counter()
-        title = f"{self.network.name} {epoch + 1}/{self.epochs}"
-        self.bar = tqdm(total=self.steps, desc=title, unit="batch", leave=False, ncols=80, disable=None)
+        title, done = f"{self.network.name} {epoch + 1}/{self.epochs}", self.network.step
+        self.bar = tqdm(total=self.steps, initial=done, desc=title, unit="batch", leave=False, ncols=80, disable=None)
+        self.former = self.network.sums if done else []
 
     def on_train_batch_end(self, batch, logs=None):
+        if batch == 0 and self.former:  # not before: Keras makes its metrics at the first batch
+            for variable, value in zip(self.network.metric_variables(), self.former, strict=True):
+                variable.assign_add(value)
+        self.network.step += 1
         self.bar.update()
         self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+        if self.network.step == self.steps:
+            return
+        if self.signals or time.monotonic() - self.network.saved > SAVE_EVERY:
+            self.network.save()
+            self.stop_on_signal()
+
+    def stop_on_signal(self):
+        if self.signals:
+            self.bar.close()
+            done = f"{self.network.epochs_done} epochs and {self.network.step} batches"
+            line = f"stopped after {done} of the {self.network.name}: the same command with --resume goes on"
+            raise Stopped(self.signals[0], line)
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
         seconds = time.perf_counter() - self.begun
+        if self.former:
+            logs.update({name: float(value) for name, value in self.model.get_metrics_result().items()})
         logs.update(self.validate())
         known = self.network.diagnosis
         self.network.record(logs, self.watch)
@@ -254,3 +291,4 @@ class _Epochs(tf.keras.callbacks.Callback):
         self.model.stop_training = self.network.finished(self.patience)
         if self.network.out_of_patience(self.patience):
             tqdm.write(f"{name}: stopped, {self.patience} epochs without a better {monitor}")
+        self.stop_on_signal()

@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from dataset import load_manifest
+from Modules import state
 from Modules.cli import UserError
 from Modules.config import Recipe, without_length
 from Modules.data.manifest import manifest_sha256
@@ -26,24 +27,35 @@ def identify(options: Namespace, recipe: Recipe, data: Path) -> dict:
     }
 
 
+def is_done(folder: Path, identity: dict) -> bool:
+    """Whether the run in `folder` has ended, so that there is nothing to resume.
+
+    Raises:
+        UserError: a run has ended there, but another one.
+    """
+    file = folder / "best_epoch.json"
+    if not file.exists() or state.unfinished(folder):
+        return False
+    try:
+        former = json.loads(file.read_text())["identity"]
+    except (ValueError, KeyError, TypeError):
+        former = None
+    if former != identity:
+        raise UserError(f"{folder} is of another run: resume with the same options, or replace it without --resume")
+    return True
+
+
 def train_folds(options: Namespace, recipe: Recipe, data: Path, train: Callable) -> None:
-    """`train` each fold in its own folder, but those that are done where the run is resumed, and pool their scores."""
+    """`train` each fold in its own folder and pool their scores."""
     folds = sorted(set(load_manifest(data, verify=options.verify)["fold"]) - {-1})
     if not folds:
         raise UserError(f"{data} has no folds: make it with generate_balanced_dataset.py --folds 5")
     home, done = options.checkpoints, []
     for fold in folds:
         one = Namespace(**vars(options) | {"fold": fold, "checkpoints": home / f"fold-{fold}"})
-        finished = one.checkpoints / "best_epoch.json"
-        unfinished = any(one.checkpoints.glob("state-*.npz"))
-        if options.resume and finished.exists() and not unfinished:
-            if json.loads(finished.read_text())["identity"] != identify(one, recipe, data):
-                raise UserError(f"{one.checkpoints} is of another run: resume with the same options")
-            print(f"Fold {fold} is done.")
-        else:
-            print(f"== Fold {fold} of {len(folds)}")
-            tf.keras.backend.clear_session()
-            train(one, recipe, data, is_demo=False)
+        print(f"== Fold {fold} of {len(folds)}")
+        tf.keras.backend.clear_session()
+        train(one, recipe, data, is_demo=False)
         done.append(one.checkpoints)
     pooled = cross_validation.pool(done)
     report.write_json(home / "cross_validation.json", pooled)

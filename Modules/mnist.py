@@ -106,7 +106,7 @@ def warm_up(folder: Path, seed: int, resume: bool = False) -> dict:
         figures.save(figure, folder / "figures" / f"{title}.png")
     result = {"data": name, "seed": seed, "history": network.history, "test": quality}
     report.write_json(folder / "mnist.json", result)
-    network.file.unlink()
+    network.forget()
     print(f"kNN accuracy on {len(embeddings)} test images: {quality['knn_accuracy']:.4f}")
     print(f"Wrote {folder}/embedding.keras and {folder}/figures/tsne.png")
     return result

@@ -12,28 +12,29 @@ import numpy as np
 import sklearn
 import tensorflow as tf
 
+from Modules import state
 from Modules.cli import UserError
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 def claim(folder: Path, resume: bool) -> None:
-    """Make `folder` ready for a run.
+    """Make `folder` ready for a run, and keep other processes out of it.
 
     Raises:
-        UserError: it can't be written, or holds a run that was cut off and `resume` is not asked for.
+        UserError: it can't be written, another process runs there, or it holds a run that was cut off and `resume` is
+            not asked for.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        state.lock(folder)
     except OSError as error:
         raise UserError(
             f"can't write to {folder} ({error.strerror}): choose another folder with --checkpoints"
         ) from None
-    unfinished = sorted(map(str, folder.glob("state-*.npz")))
+    unfinished = state.unfinished(folder)
     if unfinished and not resume:
-        files = " and ".join(unfinished)
+        files = " and ".join(map(str, unfinished))
         raise UserError(f"{folder} holds a run that was cut off: --resume goes on with it; remove {files} to forget it")
 
 

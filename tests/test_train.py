@@ -5,7 +5,9 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from wandb.sdk.internal.datastore import DataStore
 import modules
 from dataset import load_manifest, select
 from generate_balanced_dataset import generate
+from Modules import safe_model
 from Modules.data.images import read_image
 from Modules.data.manifest import manifest_sha256
 from Modules.data.synthetic import write_dataset
@@ -179,7 +182,11 @@ def test_the_full_data_set_trains_on_every_image(balanced, tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
-def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturbed_run(tmp_path):
+RESULTS = ["best_epoch.keras", "gallery.npz", "best_epoch.json"]  # at the renaming of which a run may be killed too
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undisturbed_run(kills, tmp_path):
     source = write_dataset(tmp_path / "source", images=120, size=64)
     generate(source, tmp_path / "data", size=64, folds=4)
     options = [
@@ -187,30 +194,79 @@ def test_a_fold_of_the_margin_system_cut_off_and_resumed_ends_like_the_undisturb
         "--image-size", "32", "--epochs", "3", "--classifier-epochs", "2", "--weights", "none",
         "--wandb", "disabled", "--deterministic",
     ]  # fmt: skip
-    run("train.py", *options, "--checkpoints", tmp_path / "whole", cwd=tmp_path)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    cut = (
-        "import sys, train, Modules.NeuralNetwork as network\n"
-        "record = network.NeuralNetwork.record\n"
-        "def record_two(self, logs, watch):\n"
-        "    record(self, logs, watch)\n"
-        "    if self.epochs_done == 2: sys.exit('cut off')\n"
-        "network.NeuralNetwork.record = record_two\n"
-        "train.main()"
-    )
-    command = [sys.executable, "-c", cut, *map(str, options), "--checkpoints", str(tmp_path / "cut")]
-    assert "cut off" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
-    assert (tmp_path / "cut" / "state-embedding.npz").exists()
-    run("train.py", *options, "--checkpoints", tmp_path / "cut", "--resume", cwd=tmp_path)
+    def train(moment, folder, *more):
+        command = ["tests/killing.py", moment, "train.py", *options, "--checkpoints", folder, *more]
+        return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
 
-    whole, resumed = (json.loads((tmp_path / name / "best_epoch.json").read_text()) for name in ("whole", "cut"))
-    assert whole["history"] == resumed["history"]
-    assert whole["test"] == resumed["test"]
-    assert whole["fold"] == 0
-    assert len(whole["history"]["embedding"]["loss"]) == 3
+    assert train("never", whole).returncode == 0
+    events = int((tmp_path / "whole.events").read_text())
+    rng = np.random.default_rng(kills)
+    early = rng.integers(1, events // 2, kills - 1)
+    # Late in the run, at places of their own, so that it comes to them whatever was done before.
+    moments = [*map(str, early[: kills - 1]), *rng.permutation(RESULTS)[:1]]
+    left = 0
+    for moment in moments:
+        done = train(moment, killed, "--resume")
+        assert done.returncode in (-9, 0), done.stderr
+        left += done.returncode == -9
+    assert left >= 3
+    last = train("never", killed, "--resume")
+    assert last.returncode == 0, last.stderr
+
+    one, other = (json.loads((folder / "best_epoch.json").read_text()) for folder in (whole, killed))
+    for name in ("history", "best_epoch", "threshold", "calibration", "test", "test_full", "baseline", "validation"):
+        assert one[name] == other[name], name
+    assert one["fold"] == 0
+    assert one["deterministic"]
+    assert len(one["history"]["embedding"]["loss"]) == 3
+    files = []
+    for folder in (whole, killed):
+        files.append({})
+        with zipfile.ZipFile(folder / "best_epoch.keras") as archive, h5py.File(archive.open("model.weights.h5")) as h5:
+            h5.visititems(lambda name, item: files[-1].update({name: item[()]} if hasattr(item, "shape") else {}))
+        with np.load(folder / "gallery.npz") as gallery:
+            files[-1] |= {
+                name: gallery[name] for name in gallery if name != "checkpoint"
+            }  # .keras files are dated
+    assert files[0].keys() == files[1].keys()
+    for name, value in files[0].items():
+        np.testing.assert_array_equal(value, files[1][name], name)
+    assert not list(killed.glob("state-*")) + list(killed.glob("*partial*")) + list(killed.glob("unfinished"))
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_path):
+    """Every file that a run writes meets a full disk once; each time one line says so, and the run can be resumed."""
+    options = [
+        "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "16", "--epochs", "1",
+        "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
+        "--checkpoints", tmp_path / "run",
+    ]  # fmt: skip
+    former, moment = None, 1
+    while True:
+        command = ["tests/killing.py", f"full:{moment}", "train.py", *options, *(["--resume"] if moment > 1 else [])]
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+        written = (tmp_path / "run" / "best_epoch.json").exists()
+        if former:  # what was whole stays whole
+            assert written
+        if written:
+            facts = json.loads((tmp_path / "run" / "best_epoch.json").read_text())
+            safe_model.check_hashes(tmp_path / "run" / "best_epoch.keras", facts)
+            modules.load(tmp_path / "run" / "best_epoch.keras")
+        former = written
+        if done.returncode == 0:
+            break
+        assert done.returncode == 2, done.stderr
+        assert "No space left on device" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        moment += 1 + moment // 8  # ever later: a resumed run has less to write
+    assert moment > 10
+    assert not list((tmp_path / "run").glob("state-*"))
+
+
 def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
     source = write_dataset(tmp_path / "source", images=160, size=32)
     external = write_dataset(tmp_path / "external", images=40, size=32, seed=9)
@@ -241,8 +297,8 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
 
     before = (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns
     said = run("train.py", *options, "--resume", cwd=tmp_path)
-    assert "Fold 0 is done." in said
-    assert "Fold 1 is done." in said
+    assert "fold-0 is done." in said
+    assert "fold-1 is done." in said
     assert (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns == before
 
 

@@ -32,6 +32,7 @@ EXTENSIONS = tuple(dict.fromkeys(extension for extensions in FORMATS.values() fo
 PIXEL_LIMIT = 100_000_000
 BYTE_LIMIT = 512 * 2**20
 TINY = 32  # pixels; a lesion on fewer shows nothing that a network could use
+WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA)}  # JPEG markers that no length follows
 SCANNED = ["width", "height", "bytes", "sha256", "pixels", "plain", "notes", "reason"]
 BLANK = 2.0  # grey levels; standard deviation of a picture under which there is nothing on it
 
@@ -167,6 +168,8 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
         if marker == 0xFF:  # fill byte
             position += 1
             continue
+        if marker in WITHOUT_LENGTH:  # readers differ in where the next segment begins, and so in the picture's size
+            return None
         if marker == 0xE1 and data[position + 4 : position + 8] == b"Exif":
             return None
         if marker in (0xC0, 0xC1, 0xC2) and position + 10 <= len(data):

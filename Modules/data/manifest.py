@@ -134,7 +134,7 @@ def _load(folder: Path) -> tuple[bytes, dict]:
         facts = json.loads((folder / FACTS).read_text())
         if not isinstance(facts, dict):
             raise ValueError("not an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / FACTS} is damaged ({error}). {REMEDY}") from None
     return (folder / TABLE).read_bytes(), facts
 

@@ -36,6 +36,7 @@ COLUMNS = (
 ALIASES = {"image_name": "isic_id"}
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 UNKNOWN = "unknown"
+BYTE_LIMIT = 2**28  # of a table; ISIC 2020's has 2 MB
 SHOWN = 3  # violations that a message names; the rest are counted
 
 
@@ -216,6 +217,10 @@ def _join(table: pd.DataFrame, extra: pd.DataFrame, path: Path) -> pd.DataFrame:
 def read_csv(path: Path) -> pd.DataFrame:
     """A table of str (NA where empty), its index the row in the file; comma, semicolon or tab, with or without BOM."""
     try:
+        if not path.is_file() and path.exists():  # a pipe or device would wait for ever
+            raise UserError(f"{path} is a directory or a device: expected a table")
+        if (size := path.stat().st_size) > BYTE_LIMIT:
+            raise UserError(f"{path}: {size:,} bytes; a table of lesions has at most {BYTE_LIMIT:,}")
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None

@@ -80,8 +80,9 @@ def load_facts(checkpoint: Path) -> dict:
     try:
         facts = json.loads(file.read_text())
         Data(**facts["config"]["data"])
-        facts["in_distribution"]["limit"], facts["threshold"], facts["data"], facts["fold"], facts["manifest_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        float(facts["in_distribution"]["limit"]), float(facts["threshold"])
+        facts["data"], facts["fold"], facts["manifest_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"can't use {file}, which train.py writes beside the model ({error!r})") from None
     return facts
 

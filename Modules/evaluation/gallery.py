@@ -3,7 +3,6 @@
 The file belongs to one checkpoint, by the hash of its bytes: the embeddings of two models have nothing in common.
 """
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from Modules.cli import UserError
 from Modules.data.hashing import phash, popcount
 from Modules.data.images import read_image, resize
+from Modules.safe_model import sha256
 
 VERSION = 1
 # Name: (kind of dtype, number of dimensions). All but the last four have one row for each lesion.
@@ -113,11 +113,6 @@ def _check(file: Path, gallery: dict[str, np.ndarray]) -> None:
     fits = kinds == ARRAYS and n > 0 and all(len(gallery[name]) == n for name in (*ROWS, "thumbnail_ends"))
     if not (fits and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(gallery["thumbnails"])):
         raise UserError(f"no gallery of known lesions in {file} (its arrays don't fit one another): train again")
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def thumbnail(gallery: dict, position: int) -> bytes:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -51,8 +52,11 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     file = folder / f"pretrained-{identity}.npz"
     if file.is_file():
         print(f"Stage 0: {file} has it already")
-        with np.load(file, allow_pickle=False) as saved:
-            embedding.set_weights([saved[name] for name in saved.files])
+        try:
+            with np.load(file, allow_pickle=False) as saved:
+                embedding.set_weights([saved[name] for name in saved.files])
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise UserError(f"{file} is damaged ({error}): remove it to pretrain anew") from None
         return file.name
 
     loss = make_loss(
@@ -83,5 +87,5 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     with open(partial, "wb") as stream:
         np.savez(stream, *embedding.get_weights())
     partial.replace(file)
-    network.file.unlink()
+    network.forget()
     return file.name

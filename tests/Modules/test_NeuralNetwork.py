@@ -1,13 +1,17 @@
 """Training: it learns, ends at the best epoch, stops when told to, and a cut changes nothing."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import modules
 from dataset import vector_batches
+from Modules import NeuralNetwork as NeuralNetwork_module
 from Modules import runtime
-from Modules.cli import UserError
+from Modules.cli import Stopped, UserError
 from Modules.config import Classifier
 from Modules.metric_learning.collapse import Diagnosis, Watch
 from Modules.NeuralNetwork import NeuralNetwork, adam
@@ -266,16 +270,75 @@ def test_a_cut_changes_nothing(tmp_path, whole, cut):
     assert_same(*optimizers)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3, 6])
+def test_a_cut_within_an_epoch_changes_nothing(tmp_path, whole, cut, monkeypatch):
+    """After `cut` batches, of 4 an epoch; every one is saved."""
+    monkeypatch.setattr(NeuralNetwork_module, "SAVE_EVERY", -1)
+    first = full_network(tmp_path)
+    batches = []
+
+    def count(*_):
+        batches.append(1)
+        if len(batches) == cut:
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        fit(first, 6, Script(first, VALUES), callbacks=(tf.keras.callbacks.LambdaCallback(on_train_batch_end=count),))
+    second = full_network(tmp_path, seed=1)
+    fit(second, 6, Script(second, VALUES), resume=True)
+    assert second.history == whole.history
+    assert_same(second.model.get_weights(), whole.model.get_weights())
+    optimizers = ([variable.numpy() for variable in net.model.optimizer.variables] for net in (second, whole))
+    assert_same(*optimizers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, whole, number, batch):
+    net = full_network(tmp_path)
+    batches = []
+
+    def send(*_):
+        batches.append(1)
+        if len(batches) == batch:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=r"of the classifier: the same command with --resume goes on") as stop:
+        fit(net, 6, Script(net, VALUES), callbacks=(tf.keras.callbacks.LambdaCallback(on_train_batch_begin=send),))
+    assert stop.value.number == number
+    assert (net.epochs_done, net.step) == ((0, 2) if batch == 2 else (1, 0))
+    assert signal.getsignal(number) is before
+    again = full_network(tmp_path, seed=1)
+    fit(again, 6, Script(again, VALUES), resume=True)
+    assert again.history == whole.history
+    assert_same(again.model.get_weights(), whole.model.get_weights())
+
+
+def test_the_second_signal_stops_at_once(tmp_path):
+    net = network(tmp_path)
+
+    def send(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    with pytest.raises(Stopped) as stop:
+        fit(net, 6, Script(net, VALUES), callbacks=(tf.keras.callbacks.LambdaCallback(on_train_batch_begin=send),))
+    assert stop.value.number == signal.SIGTERM
+    assert not net.file.exists()
+
+
 def test_a_cut_while_the_state_is_written_leaves_the_epoch_before(tmp_path, monkeypatch):
     net = network(tmp_path)
     fit(net, 2, Script(net, VALUES))
     before = net.file.read_bytes()
 
-    def cut(stream, **arrays):
+    def cut(stream, *_, **__):
         stream.write(b"half")
         raise CutOffError
 
-    monkeypatch.setattr(np, "savez", cut)
+    monkeypatch.setattr(np.lib.format, "write_array", cut)
     with pytest.raises(CutOffError):
         net.save()
     assert net.file.read_bytes() == before

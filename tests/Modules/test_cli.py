@@ -25,11 +25,22 @@ def run_main(body: str) -> subprocess.CompletedProcess:
         ("raise cli.UserError('no such folder')", 2),
         ("raise RuntimeError('a defect')", 1),
         ("raise KeyboardInterrupt", 130),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", 130),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143),
+        ("raise cli.Stopped(15, 'go on with --resume')", 143),
+        ("raise OSError(28, 'No space left on device', 'figures/tsne.png')", 2),
+        ("raise OSError(2, 'a defect')", 1),
         ("cli.Parser(prog='train.py').parse_args(['--help'])", 0),
     ],
 )
 def test_exit_codes(body, code):
     assert run_main(body).returncode == code
+
+
+def test_a_full_disk_is_one_line_that_names_the_file():
+    done = run_main("raise OSError(28, 'No space left on device', 'figures/tsne.png')")
+    (line,) = done.stderr.splitlines()
+    assert "figures/tsne.png: No space left on device; make room" in line
 
 
 def test_a_defect_keeps_its_traceback():

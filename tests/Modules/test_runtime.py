@@ -20,13 +20,13 @@ def _policy_as_before():
 
 def test_a_folder_is_made_and_left_empty(tmp_path):
     runtime.claim(tmp_path / "one" / "two", resume=False)
-    assert list((tmp_path / "one" / "two").iterdir()) == []
+    assert [path.name for path in (tmp_path / "one" / "two").iterdir()] == [".lock"]
 
 
 def test_a_finished_run_may_be_replaced(tmp_path):
     (tmp_path / "best_epoch.keras").touch()
     runtime.claim(tmp_path, resume=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["best_epoch.keras"]
+    assert {path.name for path in tmp_path.iterdir()} == {"best_epoch.keras", ".lock"}
 
 
 def test_an_unfinished_run_is_refused_unless_resumed(tmp_path):

@@ -1,6 +1,7 @@
 """Pictures are read as they look, or refused with a reason; no file ends a scan."""
 
 import hashlib
+import struct
 
 import cv2
 import numpy as np
@@ -91,6 +92,24 @@ def test_limits_hold_before_anything_is_decoded(monkeypatch, tmp_path):
     for read in (lambda: decode(data), lambda: read_image(tmp_path / "large.jpg")):
         with pytest.raises(ImageError, match="bytes"):
             read()
+
+
+def test_a_size_that_only_one_reader_sees_does_not_pass_the_limit(monkeypatch):
+    """Behind a marker without a length, two readers find different frame headers in the same bytes."""
+    data = malformed.encoded(PICTURE)
+    place = data.find(b"\xff\xc0")
+    true = data[place : place + 19]
+    small = true[:5] + struct.pack(">HH", 1, 1) + true[9:]
+    hiding = true + b"\xff\xfe" + struct.pack(">H", 2 + len(small))  # a comment, which swallows the small one
+    for marker in sorted(images.WITHOUT_LENGTH - {0xD8, 0xD9}):
+        crafted = data[:place] + bytes([0xFF, marker]) + struct.pack(">H", 2 + len(hiding)) + hiding + small
+        crafted += data[place + 19 :]
+        assert cv2.imdecode(np.frombuffer(crafted, np.uint8), cv2.IMREAD_COLOR).shape == PICTURE.shape
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "PIXEL_LIMIT", malformed.SIZE**2 - 1)
+            patch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+            with pytest.raises(ImageError):
+                decode(crafted)
 
 
 def test_resizing_averages_over_areas():

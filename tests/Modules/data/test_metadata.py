@@ -1,5 +1,6 @@
 """Tables are read however they are written; what is wrong with one is named by row and column."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -104,6 +105,17 @@ def test_the_second_table_may_be_the_only_one(tmp_path):
         read_metadata(tmp_path / "source", tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match="directory"):
         read_metadata(tmp_path / "source", tmp_path / "source")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="device: expected a table"):
+        read_metadata(tmp_path / "source", tmp_path / "pipe.csv")
+
+
+def test_a_table_beyond_all_sizes_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("read"))
+    with open(tmp_path / "train-metadata.csv", "wb") as stream:
+        stream.truncate(2**40)  # a sparse file
+    with pytest.raises(UserError, match="1,099,511,627,776 bytes"):
+        read_metadata(tmp_path)
 
 
 def test_pictures_are_found_in_both_layouts(tmp_path):
