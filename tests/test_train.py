@@ -227,16 +227,13 @@ def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undist
         with zipfile.ZipFile(folder / "best_epoch.keras") as archive, h5py.File(archive.open("model.weights.h5")) as h5:
             h5.visititems(lambda name, item: files[-1].update({name: item[()]} if hasattr(item, "shape") else {}))
         with np.load(folder / "gallery.npz") as gallery:
-            files[-1] |= {
-                name: gallery[name] for name in gallery if name != "checkpoint"
-            }  # .keras files are dated
+            files[-1] |= {name: gallery[name] for name in gallery if name != "checkpoint"}  # .keras files are dated
     assert files[0].keys() == files[1].keys()
     for name, value in files[0].items():
         np.testing.assert_array_equal(value, files[1][name], name)
     assert not list(killed.glob("state-*")) + list(killed.glob("*partial*")) + list(killed.glob("unfinished"))
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_path):
     """Every file that a run writes meets a full disk once; each time one line says so, and the run can be resumed."""
