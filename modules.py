@@ -286,7 +286,7 @@ def load(file: Path) -> tf.keras.Model:
         UserError: no such file, or not a model that `train.py` wrote.
     """
     if not file.exists():
-        raise UserError(f"no checkpoint {file}: train one with python train.py, or name another with --checkpoint")
+        raise safe_model.absent(file)
     try:
         return safe_model.load(file)
     except Exception as error:  # a file of any content can fail anywhere in Keras

@@ -19,12 +19,13 @@ from Modules.evaluation import cross_validation, report
 def identify(options: Namespace, recipe: Recipe, data: Path) -> dict:
     """What a run may not change when it goes on."""
     names = "fold", "seed", "weights", "precision", "deterministic", "baseline", "on_collapse"
-    return {
+    identity = {
         "recipe": asdict(without_length(recipe)),
         "data": manifest_sha256(data),
         "words": sorted(options.words),
         **{name: getattr(options, name) for name in names},
     }
+    return json.loads(json.dumps(identity))  # as it will be read back: lists, no tuples
 
 
 def is_done(folder: Path, identity: dict) -> bool:

@@ -135,6 +135,11 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def absent(file: Path, why: str = "") -> UserError:
+    """What to say where a checkpoint's file is not there."""
+    return UserError(f"no checkpoint {file}{why}: train one with python train.py, or name another with --checkpoint")
+
+
 def hashes(checkpoint: Path) -> dict[str, str]:
     """The sha256 of a model's file and of the gallery beside it.
 
@@ -146,10 +151,7 @@ def hashes(checkpoint: Path) -> dict[str, str]:
         try:
             found[part] = sha256(file)
         except OSError as error:
-            raise UserError(
-                f"no checkpoint {file} ({error.strerror}): train one with python train.py, or name another with "
-                "--checkpoint"
-            ) from None
+            raise absent(file, f" ({error.strerror})") from None
     return found
 
 

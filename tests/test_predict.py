@@ -178,7 +178,7 @@ def test_the_gallery_of_another_checkpoint_is_refused(trained, tmp_path, monkeyp
     with open(tmp_path / "checkpoints" / "best_epoch.keras", "ab") as stream:
         stream.write(b" ")
     line = fails(
-        "predict", "--checkpoint", tmp_path / "checkpoints" / "best_epoch.keras",
+        "predict", "--checkpoint", tmp_path / "checkpoints" / "best_epoch.keras", "--trust",
         monkeypatch=monkeypatch, capsys=capsys,
     )  # fmt: skip
     assert "gallery of another model" in line
@@ -191,6 +191,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(trained, balanced, tmp_path, mo
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "foreign.keras").write_text("not a model")
     shutil.copy(trained / "best_epoch.json", tmp_path / "foreign.json")
+    shutil.copy(trained / "gallery.npz", tmp_path)
     for arguments, named in (
         (["--checkpoint", "nowhere.keras"], "nowhere"),
         (["--checkpoint", "foreign.keras"], "foreign.keras"),

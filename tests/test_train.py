@@ -265,7 +265,7 @@ def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_
 
 
 def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
-    source = write_dataset(tmp_path / "source", images=160, size=32)
+    source = write_dataset(tmp_path / "source", images=320, size=32)
     external = write_dataset(tmp_path / "external", images=40, size=32, seed=9)
     table = pd.read_csv(external / "train-metadata.csv").drop(columns=["patient_id", "lesion_id"])
     table.to_csv(external / "train-metadata.csv", index=False)
@@ -304,15 +304,14 @@ def test_the_published_failure_is_recognised_and_the_next_command_cures_it(tmp_p
     generate(write_dataset(tmp_path / "source", images=400, size=32), tmp_path / "data", size=32)
     options = [
         "--data", tmp_path / "data", "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "64",
-        "--epochs", "6",
-        "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
-        "--precision", "float32",
+        "--epochs", "9", "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none",
+        "--batch-norm-momentum", "0.2", "--wandb", "disabled", "--precision", "float32",
     ]  # fmt: skip
     said = run("train.py", *options, "--normalisation", "batch", "--checkpoints", tmp_path / "failed", cwd=tmp_path)
     assert "normalise each row, not the batch" in said
     facts = json.loads((tmp_path / "failed" / "best_epoch.json").read_text())
     assert "collapsed" in facts["diagnosis"]
-    assert len(facts["history"]["embedding"]["loss"]) == 5  # it was stopped
+    assert 5 <= len(facts["history"]["embedding"]["loss"]) < 9  # it was stopped
     assert facts["history"]["embedding"]["loss"][-1] > 0.9 * facts["config"]["embedding"]["margin"]
 
     said = run("train.py", *options, "--checkpoints", tmp_path / "cured", cwd=tmp_path)

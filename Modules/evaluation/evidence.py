@@ -20,6 +20,7 @@ from Modules.data.manifest import LABELS
 from Modules.evaluation import familiarity, gallery, scoring
 from Modules.evaluation.calibration import correct_prior
 from Modules.evaluation.metrics import PREVALENCE
+from Modules.safe_model import absent
 
 UNFAMILIAR = "unlike known lesions"  # in place of a class
 TRAINING_PREVALENCE = 0.5  # batches show both classes alike
@@ -74,8 +75,10 @@ def load_facts(checkpoint: Path) -> dict:
     """The JSON beside a checkpoint.
 
     Raises:
-        UserError: it is missing, or not what train.py writes.
+        UserError: it or the checkpoint is missing, or not what train.py writes.
     """
+    if not checkpoint.exists():
+        raise absent(checkpoint)
     file = checkpoint.with_suffix(".json")
     try:
         facts = json.loads(file.read_text())

@@ -352,6 +352,7 @@ def with_head(embedding: tf.keras.Model, loss: MetricLoss, classes: int, seed: i
         return embedding
     loss.classes = classes
     layers = tf.keras.layers
-    head = layers.Dense(classes, kernel_initializer=tf.keras.initializers.GlorotUniform(seed), dtype="float32")
+    draw = tf.keras.initializers.GlorotUniform(seed)
+    head = layers.Dense(classes, kernel_initializer=draw, dtype="float32", name="classification")
     logits = head(layers.Rescaling(SCALE, dtype="float32")(embedding.output))
     return tf.keras.Model(embedding.input, layers.Concatenate(dtype="float32")([embedding.output, logits]))

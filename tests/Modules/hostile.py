@@ -43,7 +43,7 @@ def honest_model() -> tf.keras.Model:
     x = images = tf.keras.Input((SIZE, SIZE, 3), name="image")
     x = layers.Rescaling(1 / 255, name="preprocess")(x)
     x = layers.ZeroPadding2D(1)(x)
-    x = layers.ReLU(6.0)(layers.BatchNormalization()(layers.Conv2D(4, 3, use_bias=False)(x)))
+    x = layers.ReLU(6.0)(layers.BatchNormalization(name="norm")(layers.Conv2D(4, 3, use_bias=False)(x)))
     x = layers.MaxPooling2D(2)(layers.DepthwiseConv2D(3, padding="same")(x))
     x = layers.Add()([x, layers.AveragePooling2D(3, 1, padding="same")(x)])
     x = layers.Concatenate()([x, layers.Permute((2, 1, 3))(x)])
@@ -288,7 +288,7 @@ FILES: dict[str, Callable[[Workshop], Path]] = {
     # Descriptions that would take all memory, or all time
     "huge-layer": changed("logits", "units", 2**16),
     "huge-number": changed("logits", "units", 10**30),
-    "not-a-number": changed("batch_normalization", "momentum", float("nan")),
+    "not-a-number": changed("norm", "momentum", float("nan")),
     "no-shape": entry("logits", build_config=None),
     "another-shape": entry("logits", build_config={"input_shape": [None, 60000]}),
     "circle-of-layers": lambda shop: shop.configured(circle_of_layers),

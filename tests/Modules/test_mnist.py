@@ -93,7 +93,7 @@ def test_the_digits_come_apart(warm):
 def test_everything_is_written_and_nothing_left_over(warm):
     folder, result = warm
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert written == ["embedding.keras", "figures/curves.png", "figures/tsne.png", "mnist.json"]
+    assert written == [".lock", "embedding.keras", "figures/curves.png", "figures/tsne.png", "mnist.json"]
     assert json.loads((folder / "mnist.json").read_text())["test"] == result["test"]
 
 
