@@ -47,7 +47,7 @@ lint: setup
 
 # What is known against the versions that are pinned (docs/security.md); asks the package index.
 audit: .venv-audit/.current
-	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock $(ARGS)
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock $(ARGS)
 
 # After a version has changed: every file's hash from the package index.
 lock: .venv-audit/.current
