@@ -6,14 +6,14 @@ images (Lee et al., "A simple unified framework for detecting out-of-distributio
 for all classes, shrunk as in Ledoit and Wolf, JMVA 2004).
 """
 
+import math
+
 import numpy as np
 import tensorflow as tf
-from scipy.stats import norm
 from sklearn.covariance import ledoit_wolf
 
 FALSE_ALARMS = 0.02  # share of dermoscopic pictures that may be refused
 FINEST = 10  # a map counts while it has one value in so many pixels of the picture a side
-MANY = 500  # pictures from which on their own quantile is steady
 SMALLEST = 1e-6  # share of the largest variance; less counts as that
 
 
@@ -57,9 +57,9 @@ def distance(textures: np.ndarray, gallery: dict) -> np.ndarray:
 def limit(distances: np.ndarray) -> float:
     """The distance that a share FALSE_ALARMS of such pictures exceeds, from those [N] of the validation images.
 
-    Of fewer than MANY by the normal distribution with their mean and deviation: their own quantile would hang on the
-    two strangest of a hundred.
+    Split conformal (Bates et al., "Testing for outliers with conformal p-values", Ann. Statist. 2023, section 2):
+    whatever the distribution, a picture drawn like the N lies beyond it with at most that probability, on average over
+    validation sets. Of fewer than 1 / FALSE_ALARMS - 1 pictures, where nothing keeps that promise, it is the largest.
     """
-    if len(distances) >= MANY:
-        return float(np.quantile(distances, 1 - FALSE_ALARMS))
-    return float(np.mean(distances) + norm.isf(FALSE_ALARMS) * np.std(distances))
+    n = len(distances)
+    return float(np.sort(distances)[min(n, math.ceil((n + 1) * (1 - FALSE_ALARMS))) - 1])
