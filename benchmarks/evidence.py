@@ -1,14 +1,15 @@
 """Can the evidence be believed? Where the heat map points, and whether pictures that are no skin are recognised.
 
-    .venv/bin/python benchmarks/evidence.py                                   the checkpoint that `make train` makes
+    .venv/bin/python train.py --data datasets/demo/balanced --recipe tuned --external ignore --image-size 96 --epochs 15
+    .venv/bin/python benchmarks/evidence.py                                   the checkpoint of drawn lesions that makes
     .venv/bin/python benchmarks/evidence.py --checkpoint runs/best_epoch.keras --data datasets/balanced
     .venv/bin/python benchmarks/evidence.py --pictures DIR                    with more pictures that are no skin
 
 The pointing game (Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018, section 4.1): of newly
 drawn malignant lesions, whose masks are known, that the model calls malignant, the share whose heat map has its maximum
 inside the lesion; beside it the same model with random weights on the same pictures, and Grad-CAM of both. It says
-something about a model that was trained on drawn lesions, and with the random weights beside: the lesions lie in the
-middle, which a map that says nothing may hit as well.
+something about a model that can tell drawn lesions (the few epochs of `make train` are too short), and with the random
+weights beside: the lesions lie in the middle, which a map that says nothing may hit as well.
 
 What is no skin: the photographs and textures that come with scikit-image and scikit-learn, whole and in parts, noise,
 plain colours, text and patterns; and the test split of the data set for what must not be refused.
