@@ -32,7 +32,7 @@ from Modules.data.manifest import LABELS
 from Modules.evaluation import evaluations, evidence, explanation, figures, gallery
 from Modules.evaluation.calibration import TRAINING_PREVALENCE, prior_offset
 from Modules.inputs import count_pictures, find_pictures, read_batches
-from Modules.predictions import row, written
+from Modules.predictions import FORMATS, row, written
 
 SHOWN = 20  # rows on the terminal; the file has them all
 
@@ -48,7 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="the data set, where it has moved, or any labelled folder or table")
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="another checkpoint to compare with")
     parser.add_argument("--prevalence", type=float, help="share malignant in practice (as in training, 0.0176)")
-    parser.add_argument("--report-images", default="yes", choices=("yes", "no"), help="show pictures of the data")
+    parser.add_argument("--report-images", choices=("yes", "no"), help="show pictures of the data (as in training)")
     parser.add_argument("--trust", action="store_true", help="use files other than training wrote, at your own risk")
     parser.add_argument("--serve", action="store_true", help="a page in the browser instead of a table")
     parser.add_argument("--host", default="127.0.0.1", help="the address that the page listens on (127.0.0.1)")
@@ -134,6 +134,8 @@ def main() -> None:
     count = count_pictures(options.paths) if options.paths else 0
     if options.output.is_dir():
         raise UserError(f"--output {options.output} is a folder: expected a file")
+    if options.output.suffix.lower() not in FORMATS:
+        raise UserError(f"--output {options.output}: expected a name that ends in {', '.join(FORMATS)}")
     if options.explain and options.explain.exists() and not options.explain.is_dir():
         raise UserError(f"--explain {options.explain} is a file: expected a folder")
     model, facts, known = loaded = load(options.checkpoint, options.trust)

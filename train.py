@@ -208,7 +208,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
 
     # == 3. Calibrate and choose the threshold on validation; evaluate the test split, once, with the saved file =======
     logits = modules.logit_model(classifier.model).predict_on_batch(held_out)
-    line, threshold = assessment.decide(validation, logits, options.threshold_rule)
+    line, threshold = assessment.decide(validation, logits, options.threshold_rule, options.prevalence)
     decided = {"config": asdict(recipe), "threshold": threshold, "calibration": line}
     new = folder / "unfinished"  # takes the place of the former results when all of it is there
     new.mkdir(exist_ok=True)
@@ -223,10 +223,11 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         options.gallery_thumbnails == "yes",
     )
     results, probability, embeddings = assessment.assess(model, test, gallery, decided, options.prevalence)
-    baseline = {name: scoring.evaluate_baseline(test, scores) for name, scores in plain.items()}
+    baseline = {name: scoring.evaluate_baseline(test, scores, options.prevalence) for name, scores in plain.items()}
     nearby = cross_validation.knn_share(embeddings, gallery)
     scores = {"probability": probability, "threshold": threshold, "knn": nearby, **plain}
-    cross_validation.score_table(test, scores).to_csv(new / cross_validation.SCORES, index=False)
+    table = cross_validation.score_table(test, scores)
+    table.to_csv(new / cross_validation.SCORES, index=False)
     stopwatch.lap("evaluation")
 
     # == 4. Write: every number, the figures, what W&B and TensorBoard show ============================================
@@ -256,6 +257,8 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         **results,
         "baseline": baseline["logistic"],
         "baseline_finetune": baseline.get("finetune"),
+        "difference": cross_validation.differences(table),
+        "report_images": options.report_images,
     }
     report.write_json(new / "best_epoch.json", facts)
     state.publish(new, folder)

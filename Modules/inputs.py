@@ -36,8 +36,12 @@ def find_pictures(paths: Sequence[Path]) -> Iterator[Path]:
             found = sorted(glob.glob(str(path), recursive=True))
             if not found:
                 raise UserError(f"nothing matches {path}: expected pictures, folders, patterns or a list of them")
+            given = set()  # `**` matches a folder and what lies in it
             for match in map(Path, found):
-                yield from _in_folder(match) if match.is_dir() else (match,)
+                for picture in _in_folder(match) if match.is_dir() else (match,):
+                    if picture not in given:
+                        given.add(picture)
+                        yield picture
         else:
             yield path
 

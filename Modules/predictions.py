@@ -79,14 +79,17 @@ def write_json_lines(stream: IO[str], rows: Iterable[dict]) -> Iterator[dict]:
         yield values
 
 
+FORMATS = {".csv": write_csv, ".jsonl": write_json_lines, ".ndjson": write_json_lines}
+
+
 @contextmanager
 def written(rows: Iterable[dict], output: Path) -> Iterator[Iterator[dict]]:
-    """`rows`, written to `output` while they are read: JSON lines for .jsonl, else CSV. It appears when complete.
+    """`rows`, written to `output`, by its suffix one of FORMATS, while they are read. It appears when complete.
 
     Raises:
         UserError: it can't be written.
     """
-    write = write_json_lines if output.suffix.lower() in (".jsonl", ".ndjson") else write_csv
+    write = FORMATS[output.suffix.lower()]
     partial = output.with_name(output.name + ".partial")
     try:
         # A name that is no text (on Linux it may be any bytes) is written as it is.
@@ -94,6 +97,8 @@ def written(rows: Iterable[dict], output: Path) -> Iterator[Iterator[dict]]:
             yield write(stream, rows)
         partial.replace(output)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.filename not in (None, str(partial), str(output)):
+            raise
         raise UserError(f"can't write {output} ({error.strerror}): choose another file with --output") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -63,13 +63,16 @@ def serve(checkpoint: evidence.Checkpoint, k: int, host: str, port: int) -> None
         UserError: the address can't be listened on.
     """
     try:
-        listener = socket.create_server((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UserError(f"can't listen on {host}:{port} ({error.strerror or error}): choose another --port") from None
+        problem = error.strerror or error
+        raise UserError(f"can't listen on {host}:{port} ({problem}): choose another --port or --host") from None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the uploads go, too
     with listener, tempfile.TemporaryDirectory() as uploads:
         app = build(checkpoint, k, host, Path(uploads))
-        address = f"http://{'localhost' if host in ('', '0.0.0.0', '::') else host}:{listener.getsockname()[1]}"
+        name = "localhost" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listener.getsockname()[1]}"
         print(f"{address} is ready; Ctrl-C stops it.", flush=True)
         config = uvicorn.Config(app, access_log=False, log_level="warning")
         uvicorn.Server(config).run(sockets=[listener])
@@ -195,6 +198,7 @@ def report(named: list[tuple[str, bytes]], checkpoint: evidence.Checkpoint, ask:
                 "row": rows[-1],
                 "words": evidence.in_words(found, checkpoint),
                 "picture": _jpeg(picture),
+                "caption": "" if heats is None else explanation.caption(heats),
                 "heats": [] if heats is None else [_jpeg(explanation.overlay(picture, heat)) for heat in heats],
                 "neighbours": [
                     {"known": one, "thumbnail": _uri("image/jpeg", gallery.thumbnail(checkpoint.gallery, one.position))}

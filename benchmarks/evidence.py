@@ -172,8 +172,10 @@ def main() -> None:
     )
     pictures, masks = np.stack(pictures), np.stack(masks)
     called = checkpoint.run(pictures.astype(np.float32))[0].numpy()[:, 0] >= checkpoint.threshold
-    kept = True
-    if called.any():
+    kept = bool(called.any())
+    if not kept:
+        print(f"None of {DRAWN} drawn malignant lesions was called malignant: no pointing game  MISSED")
+    else:
         n, pictures, masks = int(called.sum()), pictures[called], masks[called]
         print(f"Drawn malignant lesions: {n} of {DRAWN} called malignant; they cover {masks.mean():.0%} of the area")
         tf.keras.utils.set_random_seed(0)

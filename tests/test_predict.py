@@ -205,6 +205,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(trained, balanced, tmp_path, mo
         ([*checkpoint, "--compare", "foreign.keras", "text.jpg"], "give no other PATH"),
         ([*checkpoint, "--prevalence", "0"], "strictly between 0 and 1"),
         ([*checkpoint, "text.jpg", "--output", "missing/out.csv"], "--output"),
+        ([*checkpoint, "text.jpg", "--output", "out.json"], "ends in .csv, .jsonl, .ndjson"),
         ([*checkpoint, "text.jpg", "--explain", "text.jpg"], "--explain text.jpg"),
         ([*checkpoint, "text.jpg", "--tta", "9"], "--tta 9"),
         ([*checkpoint, "*.bmp"], "nothing matches *.bmp"),

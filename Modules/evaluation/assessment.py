@@ -29,11 +29,14 @@ from Modules.evaluation.shortcuts import shortcuts
 from Modules.evaluation.subgroups import described, subgroups, worst_errors
 
 
-def decide(validation: pd.DataFrame, logits: np.ndarray, rule: str) -> tuple[dict, float]:
-    """The calibration fitted on the logits float [N, 1] of validation, and the threshold that `rule` chooses there."""
+def decide(validation: pd.DataFrame, logits: np.ndarray, rule: str, prevalence: float) -> tuple[dict, float]:
+    """The calibration fitted on the logits float [N, 1] of validation, and the threshold that `rule` chooses there.
+
+    prevalence: that at which the rule `cost=R` weighs its errors.
+    """
     target, logits = validation["target"].to_numpy(), np.asarray(logits, np.float64)[:, 0]
     calibration = calibrate(logits, target, patient_codes(scoring.units(validation), len(target)))
-    return calibration, choose_threshold(target, calibrated(calibration, logits), rule)
+    return calibration, choose_threshold(target, calibrated(calibration, logits), rule, prevalence)
 
 
 def describe_data(splits: dict[str, pd.DataFrame]) -> dict:

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_curve
 
 from Modules.cli import UserError, nearest
 from Modules.evaluation.intervals import bootstrap, interval
-from Modules.evaluation.metrics import weighted_metrics
+from Modules.evaluation.metrics import calibrated_ece, ece_interval, weighted_metrics
 
 METHODS = ("platt", "temperature")
 SCALES = (0.01, 100.0)  # never 0 or negative: calibration must not undo the ranking
@@ -98,7 +98,9 @@ def mix_weights(target: np.ndarray, prevalence: float) -> np.ndarray:
     return np.where(target == 1, prevalence / share, (1 - prevalence) / (1 - share))
 
 
-def errors_at(target: np.ndarray, probability: np.ndarray, prevalence: float, codes: np.ndarray) -> dict:
+def errors_at(
+    target: np.ndarray, probability: np.ndarray, prevalence: float, codes: np.ndarray, resamples: int = 2000
+) -> dict:
     """`brier` and `ece` of probabilities [N] where the share of malignant images is `prevalence`, with their intervals.
 
     The images are weighted to that share, by class, which holds where a class looks alike everywhere (label shift).
@@ -106,13 +108,18 @@ def errors_at(target: np.ndarray, probability: np.ndarray, prevalence: float, co
     weights = mix_weights(target, prevalence)
     statistic = weighted_metrics(target, probability)
     point = statistic(weights[None])
-    resampled = bootstrap(lambda drawn: statistic(drawn * weights), codes)
-    result = {"prevalence": prevalence, "n": len(target)}
-    for name in ("brier", "ece"):
-        value = float(point[name][0])
-        bounds = interval(resampled[name], int(codes.max()) + 1, value if name == "ece" else None)[0]
-        result |= {name: value, f"{name}_ci95": bounds and [min(max(bound, 0.0), 1.0) for bound in bounds]}
-    return result
+    resampled = bootstrap(lambda drawn: statistic(drawn * weights), codes, resamples)
+    brier, ece = (float(point[name][0]) for name in ("brier", "ece"))
+    intervals = {name: interval(resampled[name], int(codes.max()) + 1)[0] for name in ("brier", "ece")}
+    share = np.mean(target)
+    # Probabilities that hold at `prevalence` are others among the images as they are.
+    drawn, mix = (correct_prior(probability, prevalence, share), prevalence) if 0 < share < 1 else (probability, None)
+    intervals["ece"] = ece_interval(ece, intervals["ece"], calibrated_ece(probability, drawn, mix))
+    return {
+        "prevalence": prevalence, "n": len(target),
+        "brier": brier, "brier_ci95": intervals["brier"],
+        "ece": ece, "ece_ci95": intervals["ece"],
+    }  # fmt: skip
 
 
 def prior_offset(training_prevalence: float, prevalence: float) -> float:
@@ -159,19 +166,24 @@ def check(rule: str, prevalence: float) -> None:
     prior_offset(TRAINING_PREVALENCE, prevalence)
 
 
-def choose_threshold(target: np.ndarray, probability: np.ndarray, rule: str) -> float:
+def choose_threshold(
+    target: np.ndarray, probability: np.ndarray, rule: str, prevalence: float = TRAINING_PREVALENCE
+) -> float:
     """The threshold t (malignant where probability >= t) that `rule` picks on target int [N], probability float [N].
 
     `half`: 0.5, whatever the images: Bayes' rule for a calibrated probability where both errors cost the same, and free
     of the noise of a threshold chosen on a hundred images. `youden`: the largest sensitivity + specificity - 1.
-    `sensitivity=S`: the highest threshold that reaches it. `f1`: the largest F1. `cost=R`: the least cost, a missed
-    malignant image counting R false alarms, at the shares of these images. Among equals the highest threshold. It lies
-    halfway between two neighbouring scores, where another machine's rounding flips no image.
+    `sensitivity=S`: the highest threshold that reaches it. `f1`: the largest F1, at the shares of these images. Among
+    equals the highest threshold. It lies halfway between two neighbouring scores, where another machine's rounding
+    flips no image. `cost=R`, a missed malignant image counting R false alarms, again by Bayes' rule: from 1 / (1 + R)
+    on at `prevalence` (Elkan, IJCAI 2001), whatever the images.
     Raises UserError for an unknown rule and where one class is missing.
     """
     name, value = parse_rule(rule)
     if name == "half":
         return 0.5
+    if name == "cost":
+        return float(correct_prior(1 / (1 + value), prevalence, TRAINING_PREVALENCE))
     target, probability = np.asarray(target), np.asarray(probability, dtype=np.float64)
     positives = int(np.sum(target == 1))
     negatives = len(target) - positives
@@ -185,10 +197,8 @@ def choose_threshold(target: np.ndarray, probability: np.ndarray, rule: str) -> 
         gain = tpr - fpr
     elif name == "sensitivity":
         gain = np.where(tpr >= value - SLACK, 1.0, 0.0)
-    elif name == "f1":
-        gain = 2 * hits / (hits + false_alarms + positives)
     else:
-        gain = -(value * (positives - hits) + false_alarms)
+        gain = 2 * hits / (hits + false_alarms + positives)
     best = int(np.argmax(np.round(gain, 12)))
     if best == 0 and scores[1] >= 1:
         return float(np.nextafter(1, 2))  # nothing is called malignant, not even a probability of 1

@@ -7,23 +7,30 @@ import numpy as np
 from scipy.stats import binomtest, norm, rankdata
 
 from Modules.evaluation.intervals import bootstrap, interval
-from Modules.evaluation.metrics import evaluate, weighted_metrics
+from Modules.evaluation.metrics import PREVALENCE, evaluate, weighted_metrics
 
 
 def compare(
-    target: np.ndarray, first: np.ndarray, second: np.ndarray, thresholds: tuple[float, float], codes: np.ndarray
+    target: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    thresholds: tuple[float, float],
+    codes: np.ndarray,
+    prevalence: float = PREVALENCE,
 ) -> dict:
     """Everything about how the probabilities `first` [N] differ from `second` [N] on target int [N].
 
-    thresholds: those of the two models. codes: int [N], each image's patient. Returns `n`, `n_malignant`, `differences`
-    (a row a metric: `first`, `second`, `difference` = first - second, its `ci95` by paired bootstrap over patients, or
-    None and the `reason`), `delong` and `mcnemar`.
+    thresholds: those of the two models. codes: int [N], each image's patient. prevalence: that of `ppv` and `npv`.
+    Returns `n`, `n_malignant`, `differences` (a row a metric: `first`, `second`, `difference` = first - second, its
+    `ci95` by paired bootstrap over patients, or None and the `reason`), `delong` and `mcnemar`.
     """
     sides = [
-        evaluate(target, side, threshold, codes, resamples=2)
+        evaluate(target, side, threshold, codes, prevalence, resamples=2)
         for side, threshold in zip((first, second), thresholds, strict=True)
     ]
-    statistics = [weighted_metrics(target, side, at) for side, at in zip((first, second), thresholds, strict=True)]
+    statistics = [
+        weighted_metrics(target, side, at, prevalence) for side, at in zip((first, second), thresholds, strict=True)
+    ]
 
     def differences(weights: np.ndarray) -> dict[str, np.ndarray]:
         one, other = (statistic(weights) for statistic in statistics)

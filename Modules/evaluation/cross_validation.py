@@ -34,11 +34,10 @@ def knn_share(embeddings: np.ndarray, gallery: dict) -> np.ndarray:
     return gallery["targets"][positions].mean(axis=1)
 
 
-def pool(folders: list[Path]) -> dict:
+def pool(folders: list[Path], prevalence: float) -> dict:
     """`test` (the folds' 50/50 sets) and `test_full` (every image) of each scorer on the folds' scores together.
 
-    Also by how much the classifier beats each of the others, `difference[view][scorer][metric]`: estimate and 95 %
-    interval, paired, over patients.
+    `ppv` and `npv` are those at `prevalence`. Also `difference`: see `differences`.
 
     Raises:
         UserError: a fold's scores are missing.
@@ -51,16 +50,28 @@ def pool(folders: list[Path]) -> dict:
             raise UserError(f"no scores of a fold in {folder / SCORES} ({error}): train it with --fold") from None
     table = pd.concat(tables, ignore_index=True)
     scorers = [name for name in SCORERS if name in table]
-    views = {"test": table[table["balanced"]], "test_full": table}
+
+    def evaluated(rows: pd.DataFrame, name: str) -> dict:
+        return evaluate(rows["target"].to_numpy(), _at_half(rows, name), 0.5, units(rows), prevalence)
+
     return {
         "images": len(table),
-        **{view: {name: _evaluate(rows, name) for name in scorers} for view, rows in views.items()},
-        "difference": {view: {name: _difference(rows, name) for name in scorers[1:]} for view, rows in views.items()},
+        **{view: {name: evaluated(rows, name) for name in scorers} for view, rows in _views(table).items()},
+        "difference": differences(table),
     }
 
 
-def _evaluate(rows: pd.DataFrame, name: str) -> dict:
-    return evaluate(rows["target"].to_numpy(), _at_half(rows, name), 0.5, units(rows))
+def differences(table: pd.DataFrame) -> dict[str, dict]:
+    """By how much the classifier beats each other scorer in `table` (see `score_table`), on the same images.
+
+    `difference[view][scorer][metric]`: `estimate` and `ci95`, paired, over patients; both None where undefined.
+    """
+    others = [name for name in SCORERS if name in table and name != "probability"]
+    return {view: {name: _difference(rows, name) for name in others} for view, rows in _views(table).items()}
+
+
+def _views(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {"test": table[table["balanced"]], "test_full": table}
 
 
 def _at_half(rows: pd.DataFrame, name: str) -> np.ndarray:
@@ -81,11 +92,14 @@ def _difference(rows: pd.DataFrame, other: str) -> dict:
         one, two = ours(weights), theirs(weights)
         return {name: one[name] - two[name] for name in COMPARED}
 
+    def finite(value: np.float64) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
     codes = patient_codes(units(rows), len(rows))
     estimate = statistic(np.ones((1, len(rows))))
     resampled = bootstrap(statistic, codes)
     return {
-        name: {"estimate": float(estimate[name][0]), "ci95": interval(resampled[name], codes.max() + 1)[0]}
+        name: {"estimate": finite(estimate[name][0]), "ci95": interval(resampled[name], codes.max() + 1)[0]}
         for name in COMPARED
     }
 

@@ -27,16 +27,18 @@ def run(options: argparse.Namespace, loaded: Loaded, other: Loaded | None) -> No
     """Evaluate `loaded` on its own test split or on the set that `--data` names, and print, store and report it."""
     folder = options.data or Path(loaded[1]["data"])
     own = options.data is None or is_data_set(folder)
-    table, probability, facts = (own_test if own else external_set)(options, loaded, folder, other)
+    home, facts = options.checkpoint.parent, loaded[1]
+    table, probability = (own_test if own else external_set)(options, loaded, folder, other)
     if other is not None:
         against(options, loaded, other, table, probability, "the test split" if own else folder.name)
-    home = options.checkpoint.parent
-    html.write_report(home, facts, options.report_images == "yes")
+    for again in html.later(home, "test", facts):  # the figures are of its prevalence, too
+        facts = facts | again
+    html.write_report(home, facts, (options.report_images or facts["report_images"]) == "yes")
     print(f"Wrote {html.REPORT} and {html.CARD} beside the checkpoint.")
 
 
-def own_test(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tuple[pd.DataFrame, np.ndarray, dict]:
-    """The checkpoint's own test split, its probabilities, and the facts with the new results."""
+def own_test(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tuple[pd.DataFrame, np.ndarray]:
+    """The checkpoint's own test split and its probabilities. The results take the place of training's in the report."""
     model, facts, gallery = loaded
     manifest = load_manifest(folder, facts["fold"])
     if manifest_sha256(folder) != facts["manifest_sha256"]:
@@ -52,7 +54,10 @@ def own_test(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tup
     test = select(manifest, "test", full=True)
     prevalence = facts["prevalence"] if options.prevalence is None else options.prevalence
     results, probability, embeddings = assessment.assess(model, test, gallery, facts, prevalence)
-    facts = facts | results
+    for key in html.SCORER:
+        if facts.get(key):
+            results[key] = {view: restated(result, prevalence) for view, result in facts[key].items()}
+    store(options.checkpoint.parent, "test", "split", facts, results)
     for view, title in (("test", "Test set, 50/50"), ("test_full", "Whole test split")):
         print(report.summary(results[view], title))
         print(report.class_report(results[view]))
@@ -60,17 +65,33 @@ def own_test(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tup
     print(report.shortcut_summary(results["shortcuts"]))
     margin = facts["config"]["embedding"]["margin"]
     report.write_test_figures(options.checkpoint.parent, test, probability, embeddings, results, margin)
-    return test, probability, facts
+    return test, probability
 
 
-def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tuple[pd.DataFrame, np.ndarray, dict]:
-    """The labelled set in `folder` without what training knew, its probabilities, and the facts as they are."""
+def restated(result: dict, prevalence: float) -> dict:
+    """`result` of `evaluate` with `ppv` and `npv` at another prevalence, then without interval: it needs the images."""
+    recall, specificity = result["recall"], result["specificity"]
+    if prevalence == result["prevalence"] or recall is None or specificity is None:
+        return result | {"prevalence": prevalence}
+    values = {}
+    for name, right, wrong, share in (
+        ("ppv", recall, 1 - specificity, prevalence),
+        ("npv", specificity, 1 - recall, 1 - prevalence),
+    ):
+        called = right * share + wrong * (1 - share)
+        values |= {name: right * share / called if called else None, f"{name}_ci95": None}
+    return result | values | {"prevalence": prevalence}
+
+
+def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tuple[pd.DataFrame, np.ndarray]:
+    """The labelled set in `folder` without what training knew, and its probabilities."""
     model, facts, gallery = loaded
     table, notes = external.read_labelled(folder)
+    table = external.readable(table, notes)
     for one in (loaded, other):
         if one is not None:
-            table = external.without_known(table, _known(one), notes)
-    table = external.readable(table, notes)
+            size = one[0].input_shape[1]
+            table = external.without_known(table, _known(one, notes), one[2], size, notes)
     pictures = image_batches(table, Data(**facts["config"]["data"]))
     scores, _, textures = scoring.embed(evidence.with_evidence(model), pictures, len(table), "external")
     probability = scores[:, 0]
@@ -86,8 +107,8 @@ def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) ->
         "subgroups": subgroups(table, probability, facts["threshold"], described(table)),
     }
     print(report.external_summary(content))
-    store(options.checkpoint.parent, "external", folder.stem, content)
-    return table, probability, facts
+    store(options.checkpoint.parent, "external", folder.stem, facts, content)
+    return table, probability
 
 
 def against(options, loaded: Loaded, other: Loaded, table: pd.DataFrame, probability: np.ndarray, images: str) -> None:
@@ -95,6 +116,7 @@ def against(options, loaded: Loaded, other: Loaded, table: pd.DataFrame, probabi
     model, facts, _ = other
     theirs, _ = assessment.score_table(model, table, Data(**facts["config"]["data"]))
     thresholds = loaded[1]["threshold"], facts["threshold"]
+    prevalence = loaded[1]["prevalence"] if options.prevalence is None else options.prevalence
     views = scoring.both_views(table)
     if not table["balanced"].any() or table["balanced"].all():
         views.pop("test")
@@ -102,29 +124,30 @@ def against(options, loaded: Loaded, other: Loaded, table: pd.DataFrame, probabi
     for view, rows in views.items():
         codes = patient_codes(scoring.units(table)[rows], int(rows.sum()))
         target = table["target"].to_numpy()[rows]
-        content["views"][view] = compare(target, probability[rows], theirs[rows], thresholds, codes)
+        content["views"][view] = compare(target, probability[rows], theirs[rows], thresholds, codes, prevalence)
         print(report.comparison_summary(content["views"][view], f"{options.checkpoint} against {options.compare}"))
     name = "-".join(options.compare.resolve().parts[-2:]).removesuffix(".keras")
-    store(options.checkpoint.parent, "comparison", name, content)
+    store(options.checkpoint.parent, "comparison", name, loaded[1], content)
 
 
-def store(folder: Path, kind: str, name: str, content: dict) -> None:
-    """Keep `content` beside the checkpoint for the report; the same name replaces what was there."""
+def store(folder: Path, kind: str, name: str, facts: dict, content: dict) -> None:
+    """Keep `content`, of the model that `facts` are of, for the report; the same name replaces what was there."""
     file = folder / html.LATER / f"{kind}-{re.sub('[^a-zA-Z0-9_-]', '_', name)}.json"
     try:
         file.parent.mkdir(exist_ok=True)
-        report.write_json(file, content)
+        report.write_json(file, content | {"sha256": facts["sha256"]})
     except OSError as error:
         raise UserError(f"can't write into {folder / html.LATER} ({error.strerror})") from None
 
 
-def _known(loaded: Loaded) -> set[str]:
+def _known(loaded: Loaded, notes: list[str]) -> set[str]:
     """The ids that training or validation of a checkpoint knew, as far as they can still be told."""
     _, facts, gallery = loaded
     known = {str(name).split("@")[0] for name in gallery["ids"]}
     try:
         manifest = load_manifest(facts["data"], facts["fold"])
     except UserError:  # no longer there
+        notes.append(f"{facts['data']} is not there: only training images are left out, not those of validation")
         return known
     learned = manifest["split"].isin(("train", "external", "validation"))
     return known | set(manifest.loc[learned, "isic_id"].str.split("@").str[0])

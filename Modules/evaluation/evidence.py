@@ -23,6 +23,7 @@ from Modules.evaluation.metrics import PREVALENCE
 from Modules.safe_model import absent
 
 UNFAMILIAR = "unlike known lesions"  # in place of a class
+NEEDED = ("data", "fold", "manifest_sha256", "prevalence", "sha256", "difference", "report_images")  # of the facts
 TRAINING_PREVALENCE = 0.5  # batches show both classes alike
 NOTICE = "This is no medical device. It misses melanomas. Whoever is worried about a lesion should see a doctor."
 
@@ -84,9 +85,11 @@ def load_facts(checkpoint: Path) -> dict:
         facts = json.loads(file.read_text())
         Data(**facts["config"]["data"])
         float(facts["in_distribution"]["limit"]), float(facts["threshold"])
-        facts["data"], facts["fold"], facts["manifest_sha256"]
+        [facts[name] for name in NEEDED]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"can't use {file}, which train.py writes beside the model ({error!r})") from None
+        raise UserError(
+            f"can't use {file}, which train.py writes beside the model ({error!r}): train again if it is older"
+        ) from None
     return facts
 
 
@@ -177,14 +180,11 @@ def in_words(evidence: Evidence, checkpoint: Checkpoint) -> str:
             "This picture is unlike the dermoscopic pictures of skin lesions that the model learned from, so it gives "
             "no probability. Was it taken through a dermatoscope, in focus, with the lesion in the middle?"
         )
-    missed = 100 * (1 - (checkpoint.facts["test"]["recall"] or 0))
-    false = 100 * (1 - (checkpoint.facts["test"]["specificity"] or 0))
+    recall, specificity = (checkpoint.facts["test"][name] for name in ("recall", "specificity"))
     if evidence.prediction == LABELS[1]:
-        return (
-            "The model finds this lesion more like the melanomas than like the harmless lesions that it knows. Of 100 "
-            f"harmless lesions in its test it called {false:.0f} malignant, too."
-        )
-    return (
-        "The model finds this lesion more like the harmless lesions than like the melanomas that it knows. Of 100 "
-        f"melanomas in its test it missed {missed:.0f}."
-    )
+        said = "The model finds this lesion more like the melanomas than like the harmless lesions that it knows."
+        if specificity is None:
+            return said
+        return f"{said} Of 100 harmless lesions in its test it called {100 * (1 - specificity):.0f} malignant, too."
+    said = "The model finds this lesion more like the harmless lesions than like the melanomas that it knows."
+    return said if recall is None else f"{said} Of 100 melanomas in its test it missed {100 * (1 - recall):.0f}."

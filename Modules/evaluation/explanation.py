@@ -73,6 +73,11 @@ def explain(checkpoint: Checkpoint, picture: np.ndarray, evidence: Evidence) -> 
     return heat_maps(checkpoint.run, picture, checkpoint.gallery["embeddings"][places].astype(np.float32))
 
 
+def caption(heats: np.ndarray) -> str:
+    """What the first of the heat maps [1 + K, CELLS, CELLS] shows."""
+    return "what speaks for melanoma (red: most)" if heats[0].any() else "no place in it speaks for melanoma"
+
+
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """`heat` [h, w] in 0..1 laid over a picture uint8 [H, W, 3], which stays visible where it is cold."""
     heat = cv2.resize(heat, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
@@ -89,7 +94,7 @@ def sheet(
     upper, middle, lower = figure.subfigures(3, 1, height_ratios=[3.2, 0.8, 2.2])
     views = [(picture, "the picture")]
     if heats is not None:
-        views.append((overlay(picture, heats[0]), "what speaks for melanoma"))
+        views.append((overlay(picture, heats[0]), caption(heats)))
     for axes, (shown, title) in zip(np.ravel(upper.subplots(1, len(views))), views, strict=True):
         axes.imshow(shown)
         axes.set_title(title, fontsize=figures.TEXT, color=figures.INK)

@@ -7,6 +7,7 @@ Whatever such a set does not tell, patients for instance, is missing from what c
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from Modules.cli import UserError
 from Modules.data.images import EXTENSIONS, read_image, scan
 from Modules.data.manifest import CLINICAL
 from Modules.data.metadata import TABLE, read_csv, shown
+from Modules.evaluation.gallery import is_copy, picture_hashes
 from Modules.metric_learning.sampling import shuffled
 
 WORDS = {
@@ -57,14 +59,20 @@ def read_labelled(path: Path) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def without_known(table: pd.DataFrame, known: Iterable[str], notes: list[str]) -> pd.DataFrame:
-    """`table` without the images whose id is among those that training or validation knew."""
-    seen = table["isic_id"].isin(set(known))
-    if seen.any():
-        notes.append(f"{seen.sum()} images left out: training or validation knew their ids")
-    if seen.all():
+def without_known(
+    table: pd.DataFrame, known: Iterable[str], gallery: dict, size: int, notes: list[str]
+) -> pd.DataFrame:
+    """`table` without what training or validation knew: by its id among `known`, or as the copy, under whatever name,
+    of a picture in the `gallery`, compared at `size` pixels. `table` has been through `readable`."""
+    named = table["isic_id"].isin(set(known)).to_numpy()
+    pictures = (read_image(file, size) for file in table["file"])
+    copied = np.array([is_copy(picture_hashes(picture), gallery).any() for picture in pictures], bool) & ~named
+    for seen, why in ((named, "training or validation knew their ids"), (copied, "copies of training images")):
+        if seen.any():
+            notes.append(f"{seen.sum()} images left out: {why}")
+    if (named | copied).all():
         raise UserError(f"all {len(table)} images were known in training: expected others")
-    return table[~seen].reset_index(drop=True)
+    return table[~(named | copied)].reset_index(drop=True)
 
 
 def readable(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -129,12 +137,12 @@ def _table_in(folder: Path) -> Path | None:
 
 
 def _from_folders(folder: Path, notes: list[str]) -> pd.DataFrame:
-    rows, elsewhere = [], 0
+    rows, elsewhere = [], Counter()
     for file in _pictures(folder):
         names = [WORDS.get(part.lower()) for part in reversed(file.relative_to(folder).parts[:-1])]
         target = next((label for label in names if label is not None), None)
         if target is None:
-            elsewhere += 1
+            elsewhere[file.parent.name] += 1
         else:
             rows.append({"isic_id": file.stem, "file": str(file), "target": target})
     if not rows:
@@ -143,7 +151,9 @@ def _from_folders(folder: Path, notes: list[str]) -> pd.DataFrame:
             "or a data set of generate_balanced_dataset.py"
         )
     if elsewhere:
-        notes.append(f"{elsewhere} pictures in no folder named as a class were left out")
+        notes.append(
+            f"{elsewhere.total()} pictures left out, their folder is none of a known class: {counted(elsewhere)}"
+        )
     return _completed(pd.DataFrame(rows))
 
 
@@ -165,23 +175,38 @@ def _from_table(file: Path, notes: list[str]) -> pd.DataFrame:
     table["target"] = target
     if paths:
         table["file"] = [str(file.parent / path) if isinstance(path, str) else None for path in raw[paths]]
-        table["isic_id"] = raw[ids] if ids else [Path(path).stem if path else None for path in table["file"]]
+        # Two folders may use one name: without ids it is the path that tells pictures apart.
+        table["isic_id"] = raw[ids].map(_stem) if ids else table["file"].map(_stem)
         there = table["file"].map(lambda path: path is not None and os.path.isfile(path))
     else:
         found = {picture.stem: str(picture) for picture in _pictures(file.parent)}
-        table["isic_id"] = raw[ids]
-        table["file"] = table["isic_id"].map(lambda name: found.get(Path(name).stem) if isinstance(name, str) else None)
+        table["isic_id"] = raw[ids].map(_stem)
+        table["file"] = table["isic_id"].map(found.get)
         there = table["file"].notna()
-    for what, bad in (("label", target.isna()), ("picture", ~there & target.notna())):
+    strange = Counter(words[target.isna() & words.notna()])
+    if strange:
+        notes.append(
+            f"{strange.total()} of {len(table)} rows left out, their label is none of a known class: {counted(strange)}"
+        )
+    for what, bad in (("label", words.isna()), ("picture", ~there & target.notna())):
         if bad.any():
             notes.append(f"{bad.sum()} of {len(table)} rows left out: no {what}")
     table = table[target.notna() & there]
     if table.empty:
         raise UserError(f"{file}: none of its {len(raw)} rows has both a label and a picture in {file.parent}")
-    repeated = table["isic_id"].duplicated()
+    repeated = table["isic_id" if ids else "file"].duplicated()
     if repeated.any():
-        notes.append(f"{repeated.sum()} rows left out: their id came before")
+        notes.append(f"{repeated.sum()} rows left out: their {'id' if ids else 'path'} came before")
     return _completed(table[~repeated])
+
+
+def counted(words: Counter) -> str:
+    return shown(f"{word} ({count})" for word, count in words.most_common())
+
+
+def _stem(name: object) -> str | None:
+    """A picture's id from its name, with or without folder and suffix."""
+    return Path(name).stem if isinstance(name, str) else None
 
 
 def _completed(table: pd.DataFrame) -> pd.DataFrame:

@@ -126,12 +126,17 @@ def picture_hashes(picture: np.ndarray) -> np.ndarray:
     return phash(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
 
 
+def is_copy(hashes: np.ndarray, gallery: dict) -> np.ndarray:
+    """Which lesions are the picture with `hashes` uint64 [8], however turned, scaled or encoded: bool [N]."""
+    return (popcount(hashes[:, None] ^ gallery["hashes"]) <= COPY_RADIUS).any(axis=0)
+
+
 def relatives(hashes: np.ndarray, gallery: dict) -> np.ndarray:
     """Which lesions are no evidence about a picture with `hashes` uint64 [8]: its copies and their groups, bool [N].
 
     A group is a patient, or what else must stay together, as in every figure of the test split.
     """
-    copies = (popcount(hashes[:, None] ^ gallery["hashes"]) <= COPY_RADIUS).any(axis=0)
+    copies = is_copy(hashes, gallery)
     return np.isin(gallery["groups"], gallery["groups"][copies]) if copies.any() else copies
 
 

@@ -22,6 +22,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 REPORT, CARD, LATER = "report.html", "MODEL_CARD.md", "evaluations"
 THUMBNAIL = 160  # pixels
 PER = 1000  # lesions that the natural frequencies speak of
+SCORER = {"baseline": "logistic", "baseline_finetune": "finetune"}  # their names in cross_validation
 PHOTOGRAPHS = ("inputs",)  # figures that show pictures of the data
 
 
@@ -42,7 +43,7 @@ def write_report(folder: Path, facts: dict, pictures: bool) -> None:
         "errors": errors(facts, pictures),
         "pictures": pictures,
         "figures": {file.stem: embedded(file) for file in figures if pictures or file.stem not in PHOTOGRAPHS},
-        **{kind: later(folder, kind) for kind in ("external", "comparison")},
+        **{kind: later(folder, kind, facts) for kind in ("external", "comparison")},
         # Of the folds together, whose folders lie in the one that holds it.
         "cross_validation": facts["fold"] is not None and _read(folder.parent / "cross_validation.json"),
     }
@@ -81,14 +82,13 @@ def verdict(facts: dict) -> list[str]:
     said = []
     ours = facts["test"]
     for key, title in tables.BASELINES.items():
-        theirs = (facts.get(key) or {}).get("test")
-        if not theirs or ours["roc_auc"] is None or theirs["roc_auc"] is None:
+        theirs, gain = (facts.get(key) or {}).get("test"), facts["difference"]["test"].get(SCORER[key])
+        if not theirs or not gain or not gain["roc_auc"]["ci95"]:
             continue
-        gap = f"ROC AUC {ours['roc_auc']:.3f} against {theirs['roc_auc']:.3f}"
-        apart = _apart(ours["roc_auc_ci95"], theirs["roc_auc_ci95"])
-        word = "better" if ours["roc_auc"] > theirs["roc_auc"] else "no better"
-        doubt = "" if apart or word == "no better" else "; their intervals overlap, so it may be chance"
-        said.append(f"It ranks {word} than the plain classifier ({title}) on the same images: {gap}{doubt}.")
+        low, high = gain["roc_auc"]["ci95"]
+        word = "better than" if low > 0 else "worse than" if high < 0 else "neither surely better nor worse than"
+        gap = f"ROC AUC {ours['roc_auc']:.3f} against {theirs['roc_auc']:.3f}, difference [{low:+.3f}, {high:+.3f}]"
+        said.append(f"It ranks {word} the plain classifier ({title}) on the same images: {gap}.")
     for key in ("lesion_covered", "rim_alone"):
         view = facts["shortcuts"]["views"][key]
         bounds = view["roc_auc_ci95"]
@@ -102,10 +102,6 @@ def verdict(facts: dict) -> list[str]:
     if facts.get("diagnosis"):
         said.append(f"Training stopped early: {facts['diagnosis']}")
     return said
-
-
-def _apart(one: list | None, other: list | None) -> bool:
-    return bool(one and other) and (one[0] > other[1] or other[0] > one[1])
 
 
 def errors(facts: dict, pictures: bool) -> list[dict]:
@@ -152,10 +148,11 @@ def embedded(file: Path) -> str:
     return _uri("png", buffer.getvalue())
 
 
-def later(folder: Path, kind: str) -> list[dict]:
-    """What `predict.py --data` ("external") or `--compare` ("comparison") left beside the checkpoint, by name."""
+def later(folder: Path, kind: str, facts: dict) -> list[dict]:
+    """What predict.py left beside the checkpoint, by name, but for what it measured of a former one: of `--data`
+    ("external"), of `--compare` ("comparison"), of the test split once more ("test")."""
     found = (_read(file) for file in sorted((folder / LATER).glob(f"{kind}-*.json")))
-    return [content for content in found if content]
+    return [content for content in found if content and content.get("sha256") == facts["sha256"]]
 
 
 def _read(file: Path) -> dict | None:

@@ -48,12 +48,11 @@ def bootstrap(statistic: Statistic, codes: np.ndarray, resamples: int = 2000, se
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def interval(values: np.ndarray, patients: int, reflect: float | None = None) -> tuple[list[float] | None, str]:
+def interval(values: np.ndarray, patients: int) -> tuple[list[float] | None, str]:
     """Interval [low, high] of resampled values float [R], and "", or None and the reason there is none.
 
     Percentiles, moved outwards for few patients, for whom plain ones are too narrow by √((n - 1) / n) and Student's t
-    ("expanded percentile", Hesterberg, The American Statistician 2015). `reflect` is the point estimate of a statistic
-    whose bias each resample adds once more: mirrored at it, the percentiles lose that bias ("basic" bootstrap).
+    ("expanded percentile", Hesterberg, The American Statistician 2015).
     """
     defined = values[np.isfinite(values)]
     if len(defined) < ENOUGH * len(values):
@@ -61,7 +60,4 @@ def interval(values: np.ndarray, patients: int, reflect: float | None = None) ->
     if np.ptp(defined) < 1e-12:
         return None, "every resample gives the same value, which says nothing about its spread"
     tail = norm.cdf(student_t.ppf((1 - LEVEL) / 2, patients - 1) * np.sqrt(patients / (patients - 1)))
-    bounds = np.percentile(defined, [100 * tail, 100 * (1 - tail)])
-    if reflect is not None:
-        bounds = 2 * reflect - bounds[::-1]
-    return bounds.tolist(), ""
+    return np.percentile(defined, [100 * tail, 100 * (1 - tail)]).tolist(), ""

@@ -13,6 +13,8 @@ from Modules.evaluation.intervals import Statistic, bootstrap, interval, patient
 
 PREVALENCE = 0.0176  # of melanoma among the images of the ISIC 2020 training set (584 of 33,126)
 ECE_BINS = 10
+CONSISTENT = 1000  # samples of a model that is perfectly calibrated
+CELLS = 2_000_000  # of them held at once
 MINIMUM_TPR = 0.8  # ISIC 2024: only the part of the ROC curve above it counts
 SLACK = 1e-9  # so that 0.9 times a count of 10 is reached by 9
 
@@ -39,8 +41,7 @@ def evaluate(
       interpolation.
     * `ece`: expected calibration error (Naeini et al., AAAI 2015) over 10 bins of equal mass (Nixon et al., CVPR
       workshops 2019): at 2 % prevalence bins of equal width would put nearly every image into one. Its plug-in estimate
-      is biased upwards in small samples (Roelofs et al., AISTATS 2022), and again in each resample: its interval is
-      mirrored, and may end below the estimate.
+      is biased upwards in small samples (Roelofs et al., AISTATS 2022): see `ece_interval`.
 
     Raises ValueError for shapes that differ, probabilities that are not in 0..1 (NaN among them), targets but 0 and 1.
     """
@@ -65,8 +66,10 @@ def evaluate(
     for name, value in values.items():
         if np.isfinite(value):
             result[name] = float(value)
-            bounds, reason = interval(resampled[name], result["n_patients"], value if name == "ece" else None)
-            result[f"{name}_ci95"] = bounds and [min(max(bound, 0.0), 1.0) for bound in bounds]
+            bounds, reason = interval(resampled[name], result["n_patients"])
+            if name == "ece":
+                bounds = ece_interval(value, bounds, calibrated_ece(probability, seed=seed))
+            result[f"{name}_ci95"] = bounds
             if reason:
                 undefined[f"{name}_ci95"] = reason
         else:
@@ -193,6 +196,44 @@ def calibration_bins(probability: np.ndarray) -> np.ndarray:
     """Each probability's bin of equal mass, int [N] in 0 .. ECE_BINS - 1, edges as `sklearn.calibration_curve`'s."""
     edges = np.percentile(probability, np.linspace(0, 100, ECE_BINS + 1))[1:-1]
     return np.searchsorted(edges, probability)
+
+
+def calibrated_ece(
+    probability: np.ndarray, drawn: np.ndarray | None = None, prevalence: float | None = None, seed: int = 0
+) -> float:
+    """The `ece` that probabilities float [N] exceed in 2.5 % of samples although they are perfectly calibrated.
+
+    The classes are drawn from the probabilities themselves (consistency resampling: Bröcker & Smith, Weather and
+    Forecasting 2007). Where the images are weighted to a `prevalence`, `drawn` float [N] are the probabilities that
+    hold among them unweighted.
+    """
+    drawn = probability if drawn is None else drawn
+    rng = np.random.default_rng(seed)
+    rows = max(1, CELLS // len(probability))
+    found = []
+    for start in range(0, CONSISTENT, rows):
+        target = rng.random((min(rows, CONSISTENT - start), len(probability))) < drawn  # [R, N]
+        weights = np.ones(target.shape)
+        if prevalence is not None:
+            share = np.clip(target.mean(axis=1, keepdims=True), 1e-9, 1 - 1e-9)
+            weights = np.where(target, prevalence / share, (1 - prevalence) / (1 - share))
+        bins = calibration_bins(probability)[:, None] == np.arange(ECE_BINS)
+        residuals = (weights * (target - probability)) @ bins.astype(float)  # [R, bins]
+        found.append(np.abs(residuals).sum(axis=1) / weights.sum(axis=1))
+    return float(np.quantile(np.concatenate(found), 0.975))
+
+
+def ece_interval(value: float, percentiles: list[float] | None, by_chance: float) -> list[float] | None:
+    """The interval of an `ece` from the `percentiles` of its resamples; 0 belongs to it unless `value` exceeds what
+    `calibrated_ece` says chance makes of perfect calibration.
+
+    Each resample adds the estimate's bias once more, so the upper percentile is on the safe side, and is mirrored at
+    the estimate for the lower bound.
+    """
+    if percentiles is None:
+        return None
+    high = max(percentiles[1], value)
+    return [max(2 * value - high, 0.0) if value > by_chance else 0.0, min(high, 1.0)]
 
 
 def _binned_residuals(target: np.ndarray, probability: np.ndarray) -> np.ndarray:

@@ -69,9 +69,9 @@ def class_report(result: dict) -> str:
     (tn, fp), (fn, tp) = result["confusion_matrix"]
     lines = [f"  {'':<18} {'precision':>10} {'recall':>10} {'F1':>10} {'images':>10}"]
     for label, right, wrong, missed in ((LABELS[0], tn, fn, fp), (LABELS[1], tp, fp, fn)):
-        precision, recall = right / max(right + wrong, 1), right / max(right + missed, 1)
-        f1 = 2 * right / max(2 * right + wrong + missed, 1)
-        lines.append(f"  {label:<18} {precision:>10.4f} {recall:>10.4f} {f1:>10.4f} {right + missed:>10}")
+        shares = (right, right + wrong), (right, right + missed), (2 * right, 2 * right + wrong + missed)
+        cells = (f"{part / whole:.4f}" if whole else "undefined" for part, whole in shares)
+        lines.append(f"  {label:<18} " + " ".join(f"{cell:>10}" for cell in cells) + f" {right + missed:>10}")
     return "\n".join(lines)
 
 

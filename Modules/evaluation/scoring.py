@@ -87,10 +87,13 @@ def evaluate_split(
     return results
 
 
-def evaluate_baseline(table: pd.DataFrame, probability: np.ndarray) -> dict[str, dict]:
-    """`test` and `test_full` of a plain classifier's probabilities [N]; it calls malignant what is likelier so."""
+def evaluate_baseline(table: pd.DataFrame, probability: np.ndarray, prevalence: float) -> dict[str, dict]:
+    """`test` and `test_full` of a plain classifier's probabilities [N]; it calls malignant what is likelier so.
+
+    `ppv` and `npv` are those at `prevalence`.
+    """
     targets = table["target"].to_numpy()
     return {
-        view: evaluate(targets[rows], probability[rows], 0.5, units(table)[rows])
+        view: evaluate(targets[rows], probability[rows], 0.5, units(table)[rows], prevalence)
         for view, rows in both_views(table).items()
     }

@@ -30,6 +30,8 @@ def test_patterns_are_matched_unless_a_file_is_called_so(folder):
     assert names(folder, "**/*.jp*g") == ["[odd].jpg", "b.jpg", "deep/d.jpeg"]
     assert names(folder, "dee?") == ["deep/d.jpeg", "deep/er/c.tif"]
     assert names(folder, "[odd].jpg") == ["[odd].jpg"]
+    for pattern in ("deep/**", "deep/**/*", "deep*"):  # they match folders and what lies in them
+        assert names(folder, pattern) == ["deep/d.jpeg", "deep/er/c.tif"]
     with pytest.raises(UserError, match="nothing matches"):
         names(folder, "*.webp")
 

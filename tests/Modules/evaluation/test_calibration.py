@@ -215,9 +215,6 @@ def test_each_rule_finds_the_best_of_all_thresholds(seed, decimals):
     assert f1_score(target, probability >= choose_threshold(target, probability, "f1")) == pytest.approx(
         np.max(2 * hits / (hits + alarms + positives))
     )
-    for ratio in (0.2, 1, 20):
-        tp, fp = at(f"cost={ratio}")
-        assert ratio * (positives - tp) + fp == pytest.approx(np.min(ratio * (positives - hits) + alarms))
     tp, fp = at("sensitivity=0.9")
     assert tp >= 0.9 * positives
     assert fp == np.min(alarms[hits >= 0.9 * positives])
@@ -240,8 +237,25 @@ def test_nine_of_ten_are_90_percent():
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_constant_probabilities_are_called_all_or_none(value):
     target, probability = np.array([0, 0, 0, 1]), np.full(4, value)
-    assert (probability >= choose_threshold(target, probability, "cost=100")).all()
-    assert (probability < choose_threshold(target, probability, "cost=0.01")).all()
+    assert (probability >= choose_threshold(target, probability, "sensitivity=0.9")).all()
+    assert (probability >= choose_threshold(target, probability, "f1")).all()
+    assert (probability < choose_threshold(target, probability, "youden")).all()
+
+
+@pytest.mark.parametrize("prevalence", [0.0176, 0.5])
+@pytest.mark.parametrize("ratio", [0.2, 1, 20])
+def test_a_cost_is_weighed_at_the_prevalence_and_not_at_that_of_the_images(ratio, prevalence):
+    target, logits = simulate(20_000, 0.5, 0)
+    probability = expit(logits)  # calibrated at 50/50
+    weights = mix_weights(target, prevalence)
+
+    def cost(thresholds):
+        called = probability >= np.reshape(thresholds, (-1, 1))
+        return ratio * (~called @ (weights * target)) + called @ (weights * (1 - target))
+
+    least = cost([*np.quantile(probability, np.linspace(0, 1, 400)), 1.1]).min()
+    for images in (target, 1 - target, np.ones_like(target)):  # they have no say
+        assert cost(choose_threshold(images, probability, f"cost={ratio}", prevalence)) <= 1.03 * least
 
 
 def test_one_half_is_one_half_whatever_the_images():

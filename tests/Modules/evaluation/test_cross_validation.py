@@ -40,13 +40,14 @@ def fold(folder, seed, threshold=0.5, n=60, good=1.0, shift=0.0):
 
 def test_pooled_scores_are_those_of_all_folds_together(tmp_path):
     table = pd.concat([fold(tmp_path / str(k), k) for k in range(3)])
-    pooled = pool([tmp_path / str(k) for k in range(3)])
+    pooled = pool([tmp_path / str(k) for k in range(3)], 0.0176)
     assert pooled["images"] == 180
     for view, rows in (("test", table[table["balanced"]]), ("test_full", table)):
         assert list(pooled[view]) == ["probability", "knn", "logistic"]
         for name in pooled[view]:
             result = pooled[view][name]
             assert result["n"] == len(rows)
+            assert result["prevalence"] == 0.0176
             assert result["roc_auc"] == pytest.approx(roc_auc_score(rows["target"], rows[name]))
             assert result["accuracy"] == pytest.approx(accuracy_score(rows["target"], rows[name] >= 0.5))
             assert result["roc_auc_ci95"][0] < result["roc_auc"] < result["roc_auc_ci95"][1]
@@ -54,7 +55,7 @@ def test_pooled_scores_are_those_of_all_folds_together(tmp_path):
 
 def test_the_difference_is_paired_and_knows_its_sign(tmp_path):
     table = fold(tmp_path / "0", 0, n=200)
-    pooled = pool([tmp_path / "0"])
+    pooled = pool([tmp_path / "0"], 0.0176)
     gain = pooled["difference"]["test_full"]["logistic"]["roc_auc"]
     aucs = [roc_auc_score(table["target"], table[name]) for name in ("probability", "logistic")]
     assert gain["estimate"] == pytest.approx(aucs[0] - aucs[1])
@@ -66,14 +67,14 @@ def test_the_difference_is_paired_and_knows_its_sign(tmp_path):
 
 def test_a_classifier_that_loses_is_told_so(tmp_path):
     fold(tmp_path / "0", 0, good=-0.5)
-    assert "loses to frozen features + logistic regression" in summary(pool([tmp_path / "0"]))
+    assert "loses to frozen features + logistic regression" in summary(pool([tmp_path / "0"], 0.0176))
 
 
 def test_each_fold_is_judged_at_its_own_threshold(tmp_path):
     """The same scores moved by a logit of 1, and the threshold with them, give the same decisions."""
     plain = fold(tmp_path / "plain", 0)
     moved = fold(tmp_path / "moved", 0, shift=1.0, threshold=1 / (1 + np.exp(-1.0)))
-    one, other = (pool([tmp_path / name])["test_full"]["probability"] for name in ("plain", "moved"))
+    one, other = (pool([tmp_path / name], 0.0176)["test_full"]["probability"] for name in ("plain", "moved"))
     assert not np.allclose(plain["probability"], moved["probability"])
     assert one["confusion_matrix"] == other["confusion_matrix"]
     assert one["roc_auc"] == pytest.approx(other["roc_auc"])
@@ -81,7 +82,7 @@ def test_each_fold_is_judged_at_its_own_threshold(tmp_path):
 
 def test_missing_scores_name_the_file(tmp_path):
     with pytest.raises(UserError, match=r"test_scores\.csv .*train it with --fold"):
-        pool([tmp_path])
+        pool([tmp_path], 0.0176)
 
 
 def test_the_share_among_the_known_is_a_count(monkeypatch):

@@ -7,7 +7,9 @@ import pytest
 
 from Modules.cli import UserError
 from Modules.data.manifest import CLINICAL
+from Modules.data.synthetic import draw
 from Modules.evaluation import external
+from Modules.evaluation.gallery import picture_hashes
 
 
 def picture(file, value=120, size=40):
@@ -34,7 +36,7 @@ def test_class_folders_without_patients(clinic):
     assert table["patient_id"].isna().all()
     assert table["group"].nunique() == 12
     said = "\n".join(notes)
-    assert "1 pictures in no folder named as a class" in said
+    assert "1 pictures left out, their folder is none of a known class: clinic (1)" in said
     assert "no patients are known" in said
     for column in ("sex", "age_approx", "diagnosis"):
         assert column in said
@@ -109,14 +111,57 @@ def test_two_tables_ask_for_one(tmp_path):
         external.read_labelled(tmp_path)
 
 
-def test_images_that_training_knew_are_left_out(clinic):
+@pytest.fixture
+def gallery():
+    """One training lesion, as training saw it."""
+    lesion, _ = draw(np.random.default_rng(3), True, 64)
+    return {"hashes": picture_hashes(lesion)[:1]}, lesion
+
+
+def test_images_that_training_knew_are_left_out(clinic, gallery):
     table, notes = external.read_labelled(clinic)
-    left = external.without_known(table, ["train_b0", "other"], notes)
+    left = external.without_known(table, ["train_b0", "other"], gallery[0], 64, notes)
     assert len(left) == 11
     assert "train_b0" not in set(left["isic_id"])
     assert "1 images left out: training or validation knew their ids" in notes
     with pytest.raises(UserError, match="all 12 images were known"):
-        external.without_known(table, table["isic_id"], [])
+        external.without_known(table, table["isic_id"], gallery[0], 64, [])
+
+
+def test_a_copy_of_a_training_image_is_left_out_under_another_name(clinic, gallery):
+    known, lesion = gallery
+    turned = cv2.cvtColor(np.rot90(lesion), cv2.COLOR_RGB2BGR)
+    cv2.imwrite(str(clinic / "test" / "melanoma" / "another name.jpg"), cv2.resize(turned, (150, 150)))
+    table, notes = external.read_labelled(clinic)
+    left = external.without_known(table, [], known, 64, notes)
+    assert set(table["isic_id"]) - set(left["isic_id"]) == {"another name"}
+    assert "1 images left out: copies of training images" in notes
+
+
+def test_ids_with_a_suffix_are_those_of_training(tmp_path, gallery):
+    picture(tmp_path / "ISIC_1.jpg")
+    picture(tmp_path / "ISIC_2.jpg")
+    (tmp_path / "truth.csv").write_text("image,melanoma\nISIC_1.jpg,1\nISIC_2.jpg,0\n")
+    table, notes = external.read_labelled(tmp_path)
+    assert external.without_known(table, ["ISIC_1"], gallery[0], 64, notes)["isic_id"].tolist() == ["ISIC_2"]
+
+
+def test_paths_tell_pictures_of_one_name_apart(tmp_path):
+    for folder in ("benign", "malignant"):
+        picture(tmp_path / folder / "1.jpg")
+    (tmp_path / "list.csv").write_text("path,target\nbenign/1.jpg,0\nmalignant/1.jpg,1\nbenign/1.jpg,0\n")
+    table, notes = external.read_labelled(tmp_path / "list.csv")
+    assert table["target"].tolist() == [0, 1]
+    assert "1 rows left out: their path came before" in notes
+
+
+def test_classes_that_are_not_known_are_named_and_counted(tmp_path):
+    for folder in ("benign", "melanoma", "keratosis"):
+        picture(tmp_path / folder / "1.jpg")
+    assert any("1 pictures" in note and "keratosis (1)" in note for note in external.read_labelled(tmp_path)[1])
+    rows = "benign/1.jpg,nevus\nmelanoma/1.jpg,melanoma\nkeratosis/1.jpg,keratosis\n"
+    (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+    assert any("1 of 3 rows" in note and "keratosis (1)" in note for note in external.read_labelled(tmp_path)[1])
 
 
 def test_unreadable_pictures_are_left_out(clinic):

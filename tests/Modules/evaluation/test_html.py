@@ -84,7 +84,8 @@ def facts():
         "threshold": 0.5, "threshold_rule": "half", "prevalence": 0.0176,
         "used": {"splits": {"train": {"images": 10, "malignant": 5, "patients": 9}}},
         "test": result | {"embedding": quality}, "test_full": result | {"embedding": quality},
-        "baseline": {"test": result}, "baseline_finetune": None,
+        "baseline": {"test": result}, "baseline_finetune": None, "sha256": {"best_epoch.keras": "cd" * 32},
+        "difference": {"test": {"logistic": {"roc_auc": {"estimate": 0.02, "ci95": [-0.02, 0.06]}}}},
         "calibration": calibration | {
             "prevalence": 0.0176, "prior_offset": -4.0, "test": calibration["validation"],
             "at_prevalence": calibration["validation"]},
@@ -172,21 +173,24 @@ def test_natural_frequencies_add_up(facts):
 
 
 def test_the_verdict_admits_what_is_not_shown(facts):
-    better = facts["test"] | {"roc_auc": 0.9, "roc_auc_ci95": [0.85, 0.95]}
-    for name, ours, theirs, said in (
-        ("clear", better, facts["test"] | {"roc_auc": 0.6, "roc_auc_ci95": [0.5, 0.7]}, "ranks better"),
-        ("unclear", better, facts["test"] | {"roc_auc": 0.86, "roc_auc_ci95": [0.8, 0.9]}, "may be chance"),
-        ("worse", facts["test"], better, "no better"),
+    for interval, said in (
+        ([0.01, 0.08], "ranks better than"),  # the paired difference decides, not whether two intervals overlap
+        ([-0.02, 0.06], "neither surely better nor worse"),
+        ([-0.08, -0.01], "ranks worse than"),
     ):
-        sentences = " ".join(html.verdict(facts | {"test": ours, "baseline": {"test": theirs}}))
-        assert said in sentences, name
+        gain = {"test": {"logistic": {"roc_auc": {"estimate": 0.0, "ci95": interval}}}}
+        sentences = " ".join(html.verdict(facts | {"difference": gain}))
+        assert said in sentences
+        assert f"[{interval[0]:+.3f}, {interval[1]:+.3f}]" in sentences
+    none = {"test": {"logistic": {"roc_auc": {"estimate": None, "ci95": None}}}}
+    assert "plain classifier" not in " ".join(html.verdict(facts | {"difference": none}))
     assert "lesion covered" in " ".join(html.verdict(facts))
     assert "collapsed" in " ".join(html.verdict(facts | {"diagnosis": "the embedding collapsed"}))
 
 
 def test_one_class_in_test_gives_a_report_with_reasons(folder, facts):
     alone = evaluate([1, 1, 1], [0.2, 0.7, 0.9], resamples=5) | {"embedding": facts["test"]["embedding"]}
-    page, card = written(folder, facts | {"test": alone, "test_full": alone})
+    page, card = written(folder, facts | {"test": alone, "test_full": alone, "difference": {"test": {}}})
     assert "undefined: no benign image" in page.text
     assert "undefined: no benign image" in card
 
@@ -203,8 +207,11 @@ def test_later_evaluations_and_folds_are_shown(folder, facts):
     }  # fmt: skip
     comparison = {"path": "other.keras", "images": "the test split", "name": "other"}
     comparison["views"] = {"test_full": compare(target, one, other, (0.5, 0.5), np.arange(60))}
-    report.write_json(folder / html.LATER / "external-clinic.json", external)
-    report.write_json(folder / html.LATER / "comparison-other.json", comparison)
+    mine = {"sha256": facts["sha256"]}
+    former = {"sha256": {"best_epoch.keras": "ef" * 32}, "name": "of a former model"}
+    report.write_json(folder / html.LATER / "external-clinic.json", external | mine)
+    report.write_json(folder / html.LATER / "external-former.json", external | former)
+    report.write_json(folder / html.LATER / "comparison-other.json", comparison | mine)
     pooled = {name: evaluate(target, scores, resamples=20) for name, scores in (("probability", one), ("knn", other))}
     gain = {"roc_auc": {"estimate": 0.777, "ci95": [0.7, 0.8]}, "accuracy": {"estimate": -0.1, "ci95": None}}
     folds = {"images": 60, "test_full": pooled, "difference": {"test_full": {"knn": gain}}}
@@ -214,6 +221,7 @@ def test_later_evaluations_and_folds_are_shown(folder, facts):
     for words in ("clinic", "no patients are known", "other.keras", "DeLong", "McNemar", "15 neighbours", "+0.777"):
         assert words in page.text
     assert "clinic" in card
+    assert "of a former model" not in page.text + card
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(folder, facts):

@@ -97,11 +97,6 @@ def test_interval_is_wider_for_few_patients():
     assert few == pytest.approx([-2.385, 2.385], abs=0.06)  # Student's t with 9 degrees of freedom, times √(10 / 9)
 
 
-def test_interval_mirrored_at_the_estimate():
-    (low, high), _ = interval(np.linspace(0.2, 0.6, 1001), 1000)
-    assert interval(np.linspace(0.2, 0.6, 1001), 1000, reflect=0.3)[0] == pytest.approx([0.6 - high, 0.6 - low])
-
-
 def test_no_interval_without_spread_or_with_too_few_defined_resamples():
     assert interval(np.ones(100), 50)[0] is None
     bounds, reason = interval(np.r_[np.full(20, np.nan), np.linspace(0, 1, 80)], 50)

@@ -7,7 +7,8 @@ import pytest
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from Modules.evaluation.metrics import PREVALENCE, evaluate, weighted_metrics
+from Modules.evaluation.calibration import correct_prior, errors_at
+from Modules.evaluation.metrics import PREVALENCE, calibrated_ece, ece_interval, evaluate, weighted_metrics
 
 NAMES = [
     "accuracy",
@@ -156,7 +157,7 @@ def test_the_result_is_json_and_every_interval_is_ordered(kind):
         if result[f"{name}_ci95"] is not None:
             low, high = result[f"{name}_ci95"]
             assert 0 <= low < high <= 1
-            assert name == "ece" or low <= result[name] <= high
+            assert low <= result[name] <= high
 
 
 def test_a_sample_without_errors_claims_no_certainty():
@@ -212,3 +213,41 @@ def test_equals_the_challenges_own_scoring(kind):
     index = np.searchsorted(tpr, 0.8)
     start = np.interp(0.8, tpr[index - 1 : index + 1], fpr[index - 1 : index + 1])
     assert result["pauc_above_80_tpr"] == pytest.approx(score["auc_sens_80"] - 0.8 * (1 - start))
+
+
+@pytest.mark.parametrize("n", [100, 1000])
+def test_zero_belongs_to_the_interval_of_the_ece_of_a_calibrated_model(n):
+    rng = np.random.default_rng(0)
+    held, wrong = 0, 0
+    for _ in range(300):
+        probability = rng.beta(0.6, 0.6, n)
+        ece = evaluate((rng.random(n) < probability).astype(int), probability, resamples=2)["ece"]
+        held += ece <= calibrated_ece(probability)
+        skewed = (rng.random(n) < np.clip(probability - 0.25, 0, 1)).astype(int)
+        wrong += evaluate(skewed, probability, resamples=2)["ece"] <= calibrated_ece(probability)
+    assert 0.95 <= held / 300 <= 1  # 97.5 % is meant
+    assert wrong / 300 < 0.05
+
+
+def test_the_ece_of_a_weighted_calibrated_model_is_chance_too():
+    rng = np.random.default_rng(0)
+    n, prevalence = 2000, 0.0176
+    drawn = rng.beta(0.6, 0.6, n)
+    probability = correct_prior(drawn, 0.5, prevalence)
+    over = 0
+    for _ in range(200):
+        target = (rng.random(n) < drawn).astype(int)
+        over += errors_at(target, probability, prevalence, np.arange(n), resamples=2)["ece"] > calibrated_ece(
+            probability, drawn, prevalence
+        )
+    assert over / 200 < 0.06
+
+
+def test_the_interval_of_an_ece_reaches_down_to_zero_unless_chance_is_ruled_out():
+    assert ece_interval(0.05, [0.04, 0.09], by_chance=0.06) == [0.0, 0.09]
+    assert ece_interval(0.08, [0.05, 0.12], by_chance=0.06) == pytest.approx([0.04, 0.12])
+    assert ece_interval(0.08, None, by_chance=0.06) is None
+    target, constant = np.array([0, 1] * 50), np.full(100, 0.5)  # what a collapsed embedding gives
+    low, high = evaluate(target, constant)["ece_ci95"]
+    assert low == 0
+    assert high > 0.05
