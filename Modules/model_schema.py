@@ -3,25 +3,36 @@
 Keras builds whatever a config names, by importing it: `safe_mode` refuses marshalled lambdas alone (CVE-2024-3660), not
 other modules' functions (CVE-2025-1550), not Keras's own that touch files, the network or `safe_mode` itself
 (CVE-2025-8747, CVE-2025-9906), and TFOpLambda reaches any symbol of TensorFlow. So nothing is trusted that is not
-spelled out here: no word outside these lists, no key that is not known, no number out of bounds.
+spelled out here: no word outside these lists, no key that is not known, no number out of bounds. The first thing wrong
+ends the look, so that a small file can't fill the memory with errors about it.
 """
 
 import json
+import reprlib
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 CALLS = 5_000  # of layers; eight views of InceptionV3 are 2,500
+MARKS = 200_000  # quotes and opening brackets, which cost memory far beyond their byte; those have 42,000
+SIDE = 1024  # pixels; a flip, which is a layer with a matrix, has so many numbers a side
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=1, le=2**16)]  # units, filters, pixels
 Step = Annotated[int, Field(ge=1, le=64)]  # of kernels, strides, pools
 Axis = Annotated[int, Field(ge=-4, le=4)]
-Shape = Annotated[list[Size | None], Field(min_length=2, max_length=4)]
-Pair = Annotated[list[Step], Field(min_length=2, max_length=2)]
-Margin = Annotated[list[Annotated[int, Field(ge=0, le=64)]], Field(min_length=2, max_length=2)]
+
+
+def several(item: object, most: int, least: int = 0) -> object:
+    """The type of a list of `least` to `most` items."""
+    return Annotated[list[item], Field(min_length=least, max_length=most, fail_fast=True)]
+
+
+Shape = several(Size | None, 4, 2)
+Pair = several(Step, 2, 2)
+Margin = several(Annotated[int, Field(ge=0, le=64)], 2, 2)
 Words = Literal["linear", "relu", "sigmoid"]
 Padding = Literal["same", "valid"]
 
@@ -31,8 +42,17 @@ class Exact(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def known(cls, values: object) -> object:
+        if isinstance(values, dict) and len(values) > len(cls.model_fields):  # else each key more were an error
+            raise ValueError(f"expected {len(cls.model_fields)} keys, not {len(values):,}")
+        return values
 
-Numbers = Float | list[Float] | list[list[Float]] | list[list[list[list[Float]]]]
+
+Vector = several(Float, SIDE)
+Matrix = several(Vector, SIDE)
+Numbers = Float | Vector | Matrix | several(several(Matrix, 64), 64)
 
 
 class Values(Exact):
@@ -61,7 +81,7 @@ class Initializer(Exact):
 
 class InputLayer(Exact):
     name: Name
-    batch_input_shape: Shape
+    batch_input_shape: several(Annotated[int, Field(ge=1, le=SIDE)] | None, 4, 2)
     dtype: Literal["float32"]
     sparse: Literal[False]
     ragged: Literal[False]
@@ -138,7 +158,7 @@ class Dense(Layer):
 
 
 class BatchNormalization(Layer):
-    axis: Annotated[list[Axis], Field(min_length=1, max_length=1)]
+    axis: several(Axis, 1, 1)
     momentum: Float
     epsilon: Float
     center: bool
@@ -194,15 +214,15 @@ class GlobalAveragePooling2D(Channels):
 
 
 class ZeroPadding2D(Channels):
-    padding: Annotated[list[Margin], Field(min_length=2, max_length=2)]
+    padding: several(Margin, 2, 2)
 
 
 class Permute(Layer):
-    dims: Annotated[list[Step], Field(max_length=3)]
+    dims: several(Step, 3)
 
 
 class UnitNormalization(Layer):
-    axis: Annotated[list[Axis], Field(max_length=3)]
+    axis: several(Axis, 3)
 
 
 class Concatenate(Layer):
@@ -226,12 +246,14 @@ LAYERS = {
     )
 }  # fmt: skip
 
-Tensor = tuple[Name, Annotated[int, Field(ge=0, le=CALLS)], Literal[0]]  # layer, which of its calls, which output
-Argument = tuple[Name, Annotated[int, Field(ge=0, le=CALLS)], Literal[0], Annotated[dict, Field(max_length=0)]]
+Call = Annotated[int, Field(ge=0, le=CALLS)]
+# Layer, which of its calls, which output, and what else it is called with: lists in JSON.
+Tensor = Annotated[tuple[Name, Call, Literal[0]], Field(strict=False)]
+Argument = Annotated[tuple[Name, Call, Literal[0], Annotated[dict, Field(max_length=0)]], Field(strict=False)]
 
 
 class Built(Exact):
-    input_shape: Shape | Annotated[list[Shape], Field(max_length=100)]
+    input_shape: Shape | several(Shape, 100)
 
 
 class Entry(Exact):
@@ -243,15 +265,15 @@ class Entry(Exact):
     registered_name: None
     build_config: Built | None = None
     name: Name
-    inbound_nodes: list[list[Argument]]
+    inbound_nodes: several(several(Argument, 100), CALLS)
 
 
 class Graph(Exact):
     name: Name
     trainable: bool
-    layers: list[Entry]
-    input_layers: Annotated[list[Tensor], Field(min_length=1, max_length=1)]
-    output_layers: Annotated[list[Tensor], Field(min_length=1, max_length=1)]
+    layers: several(Entry, CALLS)
+    input_layers: several(Tensor, 1, 1)
+    output_layers: several(Tensor, 1, 1)
 
 
 class Model(Exact):
@@ -262,14 +284,16 @@ class Model(Exact):
     build_config: Built
 
 
-def check_config(config: object) -> int:
+def check_config(config: bytes) -> int:
     """How many weights the model in `config` has; follows from its words alone, before anything is built.
 
     Raises:
         ValueError: `config` (what `config.json` holds) is not a model made of the layers above.
     """
+    if (marks := sum(map(config.count, (b'"', b"[", b"{")))) > MARKS:
+        raise ValueError(f"config.json has {marks:,} quotes and brackets (at most {MARKS:,})")
     try:
-        graph = Model.model_validate_json(json.dumps(config)).config  # as JSON, where a list may stand for a tuple
+        graph = Model.model_validate(json.loads(config)).config
         numbers = 0
         for entry in graph.layers:
             layer = LAYERS[entry.class_name].model_validate(entry.config)
@@ -282,7 +306,7 @@ def check_config(config: object) -> int:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or error.title
-        raise ValueError(f"{place}: {first['msg']}, not {str(first['input'])[:60]!r}") from None
+        raise ValueError(f"{place[:100]}: {first['msg']}, not {reprlib.repr(first['input'])[:60]}") from None
     _check_calls(graph)
     return numbers
 

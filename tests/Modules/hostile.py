@@ -282,6 +282,7 @@ FILES: dict[str, Callable[[Workshop], Path]] = {
     ),
     "compressed": lambda shop: shop.zipped(shop.members, compress_type=zipfile.ZIP_DEFLATED),
     "endless-metadata": lambda shop: shop.zipped(shop.members | {"metadata.json": b" " * 10**6}),
+    "many-members": lambda shop: shop.zipped(shop.members | {str(i): b"" for i in range(200)}),
     "deep-config": lambda shop: shop.zipped(shop.members | {"config.json": "[" * 10**6}),
     "no-config": lambda shop: shop.zipped(shop.members | {"config.json": b"\xff\xfe"}),
     "another-keras": lambda shop: shop.zipped(shop.members | {"metadata.json": '{"keras_version": "3.12.0"}'}),

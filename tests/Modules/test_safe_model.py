@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import tempfile
+import tracemalloc
 import zipfile
 
 import h5py
@@ -12,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import modules
-from Modules import safe_model
+from Modules import model_schema, safe_model
 from Modules.cli import UserError
 from Modules.config import Classifier, Embedding
 from tests.commands import fails
@@ -90,6 +91,31 @@ def test_layers_that_would_fill_the_memory_are_refused(tmp_path):
     tf.keras.Model(images, x).save(tmp_path / "best_epoch.keras")
     with pytest.raises(UserError, match="numbers an image"):
         modules.load(tmp_path / "best_epoch.keras")
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "make"),
+    [
+        (1, lambda size: b'{"layers":[%s0]}' % (size // 2 * b"0,")),
+        (1, lambda size: b"{%s}" % b",".join(b'"%x":0' % i for i in range(size // 11))),
+        (1, lambda size: b"[" * (size // 2) + b"]" * (size // 2)),
+        (16, lambda size: b"[%s0]" % (size // 3 * b"[],")),
+        (16, lambda size: b"[%s0]" % (size // 5 * b'"ab",')),
+    ],
+    ids=["items", "keys", "depth", "lists", "words"],
+)
+def test_errors_about_a_config_take_little_memory(megabytes, make):
+    config = make(megabytes * 10**6)
+    outer = b'{"module":"keras.src.engine.functional","class_name":"Functional","registered_name":"Functional",'
+    config = outer + b'"build_config":{"input_shape":[null,8]},"config":' + config + b"}"
+    assert len(config) < safe_model.MEMBERS["config.json"]
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"config|Model") as refused:
+        model_schema.check_config(config)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+    assert len(str(refused.value)) < 400
 
 
 # --- Weights of a backbone, from elsewhere ----------------------------------------------------------------------------
