@@ -5,6 +5,7 @@ file opens with `safe_mode` on and without this code.
 """
 
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 from Modules import safe_model
 from Modules.cli import UserError, nearest
 from Modules.config import Classifier, Embedding
+from Modules.model_schema import SIDE
 
 layers = tf.keras.layers
 
@@ -87,9 +89,8 @@ def pretrained(backbone: str, weights: str) -> list[np.ndarray] | None:
     former = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)  # Keras sets none
     try:
-        if source != "imagenet":
-            safe_model.check_arrays(source, compressed=True)
-        return BACKBONES[backbone][0](include_top=False, weights=source).get_weights()
+        with nullcontext(source) if source == "imagenet" else safe_model.checked_weights(Path(source)) as file:
+            return BACKBONES[backbone][0](include_top=False, weights=str(file)).get_weights()
     except Exception as error:  # urllib, h5py and Keras each raise their own
         if source == "imagenet":
             raise DownloadError(
@@ -120,6 +121,12 @@ def build_backbone(config: Embedding, image_size: int, weights: list[np.ndarray]
         backbone = constructor(include_top=False, weights=None, input_tensor=scaled)
     except ValueError as error:
         raise UserError(f"--image-size {image_size} does not suit {config.backbone}: {error}") from error
+    try:
+        if image_size > SIDE:
+            raise ValueError(f"at most {SIDE:,} pixels")
+        safe_model.check_memory(backbone, config.averaged_views)
+    except ValueError as error:
+        raise UserError(f"--image-size {image_size} is too large for {config.backbone}: {error}") from None
     if weights is not None:
         fixed = backbone.get_layer("preprocess").get_weights()
         backbone.set_weights(fixed + weights)

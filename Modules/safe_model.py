@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
@@ -17,10 +19,11 @@ import h5py
 import tensorflow as tf
 
 from Modules.cli import UserError
-from Modules.model_schema import check_config
+from Modules.evaluation.familiarity import texture_layer
+from Modules.model_schema import SIDE, check_config
 
 MEMBERS = {"metadata.json": 10_000, "config.json": 2**24, "model.weights.h5": 2**30}  # and their largest sizes
-SHOWN = 2**27  # numbers that one layer may give for one image: 0.5 GB
+SHOWN, ALL_SHOWN = 2**25, 2**31  # numbers that one layer may give for one image, and all calls of all layers
 VERSION = "2."  # of Keras
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
@@ -33,19 +36,44 @@ def load(file: Path) -> tf.keras.Model:
     """
     if file.suffix != ".keras" or not file.is_file():
         raise ValueError("expected a .keras file; .h5 files, pickles and SavedModels can run code")
-    limit = sum(MEMBERS.values())
+    data = _read(file, sum(MEMBERS.values()))
+    check(data)
+    with _copied(data, "model.keras") as copy:
+        model = tf.keras.models.load_model(copy, compile=False, safe_mode=True)
+    _check_shapes(model)
+    return model
+
+
+@contextmanager
+def checked_weights(file: Path) -> Iterator[Path]:
+    """A copy of a .h5 file of weights, for Keras to open.
+
+    Raises:
+        ValueError: by name it is no .h5 file, or its content is not as `check_arrays` wants it.
+    """
+    if file.suffix != ".h5":  # Keras goes by the name, and would open an archive behind the arrays
+        raise ValueError("expected a .h5 file")
+    data = _read(file, MEMBERS["model.weights.h5"])
+    check_arrays(io.BytesIO(data), compressed=True)
+    with _copied(data, "a.weights.h5" if file.name.endswith(".weights.h5") else "a.h5") as copy:
+        yield copy
+
+
+def _read(file: Path, limit: int) -> bytes:
     with open(file, "rb") as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"more than {limit:,} bytes")
-    check(data)
-    # What was checked is what is loaded, whatever becomes of the file meanwhile.
+    return data
+
+
+@contextmanager
+def _copied(data: bytes, name: str) -> Iterator[Path]:
+    """What was checked is what is loaded, whatever becomes of the file meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "model.keras"
+        copy = Path(folder) / name
         copy.write_bytes(data)
-        model = tf.keras.models.load_model(copy, compile=False, safe_mode=True)
-    _check_shapes(model)
-    return model
+        yield copy
 
 
 def check(data: bytes) -> None:
@@ -123,12 +151,25 @@ def _check_shapes(model: tf.keras.Model) -> None:
     size = model.input_shape[1]
     if model.input_shape != (None, size, size, 3) or not size or model.output_shape != (None, 1):
         raise ValueError(f"it maps {model.input_shape} to {model.output_shape}, not pictures to a probability")
-    model.get_layer("embedding")
+    if size > SIDE:
+        raise ValueError(f"its pictures have {size:,} pixels a side (at most {SIDE:,})")
+    if len(model.get_layer("embedding").output.shape) != 2:
+        raise ValueError("its layer embedding gives no vectors")
+    check_memory(model)
+    texture_layer(model)
+
+
+def check_memory(model: tf.keras.Model, views: int = 1) -> None:
+    """Raise ValueError where the layers, called `views` times, give more numbers for an image than memory would hold."""
+    total = 0
     for layer in model.layers:
         for tensor in tf.nest.flatten([node.outputs for node in layer.inbound_nodes]):
             numbers = tensor.shape[1:].num_elements()
             if numbers is None or numbers > SHOWN:
                 raise ValueError(f"layer {layer.name} gives {tensor.shape[1:]} numbers an image")
+            total += numbers * views
+    if total > ALL_SHOWN:
+        raise ValueError(f"its layers give {total:,} numbers an image (at most {ALL_SHOWN:,})")
 
 
 def sha256(file: Path) -> str:

@@ -18,7 +18,11 @@ SMALLEST = 1e-6  # share of the largest variance; less counts as that
 
 
 def texture_layer(model: tf.keras.Model) -> tf.keras.layers.Layer:
-    """The widest, and of those the last, layer of the backbone whose maps have at least 1 / FINEST of the side."""
+    """The widest, and of those the last, layer of the backbone whose maps have at least 1 / FINEST of the side.
+
+    Raises:
+        ValueError: no layer has.
+    """
     least = model.input_shape[1] // FINEST
     kinds = tf.keras.layers.ReLU, tf.keras.layers.Activation, tf.keras.layers.Concatenate
     fine = [
@@ -26,6 +30,8 @@ def texture_layer(model: tf.keras.Model) -> tf.keras.layers.Layer:
         for layer in model.layers
         if isinstance(layer, kinds) and len(shape := layer.get_output_at(0).shape) == 4 and shape[1] >= least
     ]
+    if not fine:
+        raise ValueError(f"no layer has maps of {least} pixels a side or more to tell texture from")
     return max(reversed(fine), key=lambda layer: layer.get_output_at(0).shape[-1])
 
 

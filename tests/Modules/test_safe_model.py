@@ -6,6 +6,7 @@ import sys
 import tempfile
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -118,6 +119,39 @@ def test_errors_about_a_config_take_little_memory(megabytes, make):
     assert len(str(refused.value)) < 400
 
 
+def saved(folder, size: int, layer) -> Path:
+    """A model that maps pictures to a probability, with `layer` before the embedding."""
+    x = images = tf.keras.Input((size, size, 3))
+    x = tf.keras.layers.GlobalAveragePooling2D()(layer(x))
+    x = tf.keras.layers.Dense(1)(tf.keras.layers.UnitNormalization(name="embedding")(x))
+    modules.save(tf.keras.Model(images, x), folder / "best_epoch.keras")
+    return folder / "best_epoch.keras"
+
+
+def test_pictures_that_no_batch_of_fits_into_memory_are_refused(tmp_path):
+    file = saved(tmp_path, 6600, tf.keras.layers.ReLU())
+    with pytest.raises(UserError, match="less than or equal to 1024, not 6600"):
+        modules.load(file)
+    with pytest.raises(UserError, match="--image-size 1100 is too large for mobilenet: at most 1,024 pixels"):
+        modules.build_backbone(Embedding(backbone="mobilenet"), 1100)
+
+
+def test_many_layers_that_would_fill_the_memory_together_are_refused(tmp_path):
+    wide = tf.keras.layers.Conv2D(30, 1)  # 31 million numbers
+    same = tf.keras.layers.ReLU()
+
+    def many(x):
+        return tf.keras.layers.Add()([same(wide(x)) for _ in range(40)])
+
+    with pytest.raises(UserError, match="its layers give .* numbers an image"):
+        modules.load(saved(tmp_path, 1024, many))
+
+
+def test_a_model_without_maps_to_tell_texture_from_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no layer has maps of 6 pixels a side or more"):
+        modules.load(saved(tmp_path, 64, tf.keras.layers.AveragePooling2D(2)))
+
+
 # --- Weights of a backbone, from elsewhere ----------------------------------------------------------------------------
 
 
@@ -131,6 +165,21 @@ def test_published_weights_may_be_compressed_but_lead_nowhere(tmp_path):
     with h5py.File(file, "a") as weights:
         weights["layers/away"] = h5py.ExternalLink("/etc/passwd", "/")
     with pytest.raises(UserError, match=r"not weights of mobilenet without its top .*'away' is a link"):
+        modules.pretrained("mobilenet", str(file))
+
+
+def test_keras_opens_the_weights_that_were_checked_and_no_archive_behind_them(tmp_path):
+    """HDF5 in front, a whole `.keras` archive behind: by its name Keras would open the archive."""
+    file = tmp_path / "mobilenet.keras"
+    published = tf.keras.applications.MobileNet(include_top=False, weights=None)
+    published.save(tmp_path / "hidden.keras")
+    with h5py.File(file, "w") as weights:
+        weights["0"] = np.zeros(3, "f4")
+    with zipfile.ZipFile(tmp_path / "hidden.keras") as hidden, zipfile.ZipFile(file, "a") as archive:
+        for name in hidden.namelist():
+            archive.writestr(name, hidden.read(name))
+    assert safe_model.check_arrays(file, compressed=True) == 3
+    with pytest.raises(UserError, match=r"not weights of mobilenet without its top \(expected a \.h5 file"):
         modules.pretrained("mobilenet", str(file))
 
 
