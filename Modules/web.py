@@ -7,6 +7,7 @@ Pictures stay on this machine: no request leaves for another host, nothing is lo
 is answered. One picture is judged at a time; the others queue.
 """
 
+import asyncio
 import base64
 import io
 import os
@@ -18,12 +19,15 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import h11
 import jinja2
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, UploadFile
 from fastapi.responses import JSONResponse
+from starlette.formparsers import MultiPartException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from Modules import predictions
 from Modules.cli import UserError
@@ -34,6 +38,9 @@ from Modules.evaluation import evidence, explanation, gallery
 BYTES = 20 * 2**20  # of one picture
 FILES = 20  # pictures dropped at once
 FORM = 2**16  # bytes that a form adds to the file in it
+REST = 2**20  # bytes of any other body
+CONNECTIONS = 100  # at once
+HEADERS_WITHIN, BODY_WITHIN = 10, 120  # seconds that a client has to send them
 EXAMPLES = {"Drawn example: benign": (1, False), "Drawn example: malignant": (3, True)}  # seed and class
 PATIENCE = 600  # seconds after which an upload that nobody asked about is deleted
 # Gradio writes its settings, scripts and styles into the page itself; nothing is taken from another host.
@@ -74,8 +81,41 @@ def serve(checkpoint: evidence.Checkpoint, k: int, host: str, port: int) -> None
         name = "localhost" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         print(f"{address} is ready; Ctrl-C stops it.", flush=True)
-        config = uvicorn.Config(app, access_log=False, log_level="warning")
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(settings(app)).run(sockets=[listener])
+
+
+class Deadline(H11Protocol):
+    """Hangs up on a client that does not get to the end of its headers, of which uvicorn knows no limit."""
+
+    timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.keep_time()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.keep_time()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if self.timer:
+            self.timer.cancel()
+
+    def keep_time(self) -> None:
+        """The time runs while no request is being answered, however often a few more bytes arrive."""
+        if self.conn.their_state is h11.IDLE or self.cycle is not None and self.cycle.response_complete:
+            self.timer = self.timer or self.loop.call_later(HEADERS_WITHIN, self.transport.close)
+        elif self.timer:
+            self.timer.cancel()
+            self.timer = None
+
+
+def settings(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the application: with an end to the clients it takes and to the time they have."""
+    return uvicorn.Config(
+        app, http=Deadline, ws="none", limit_concurrency=CONNECTIONS, access_log=False, log_level="error"
+    )
 
 
 def build(checkpoint: evidence.Checkpoint, k: int, host: str, uploads: Path) -> FastAPI:
@@ -225,25 +265,39 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def guarded(app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Middleware: HEADERS on every answer, and 413 for a form over the limit, before it is read."""
+    """Middleware: HEADERS on every answer, 413 for a body over the limit, before it is read, and an end to a slow one."""
 
     async def call(scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        limit = FORM + BYTES * (1 if scope["path"] == "/predict" else FILES)
-        read = 0
+        path = scope["path"]
+        to_page = path.endswith("/upload")
+        limit = FORM + BYTES if path == "/predict" else FORM + FILES * BYTES if to_page else REST
+        end = asyncio.get_running_loop().time() + BODY_WITHIN
+        read, whole, cut = 0, False, False
 
         async def counted() -> dict:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole, cut
+            try:
+                async with asyncio.timeout_at(None if whole else end):  # after the body it waits for the client to go
+                    message = await receive()
+            except TimeoutError:
+                message = {"type": "http.disconnect"}
+                cut = True
             read += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if read > limit else message
+            cut = cut or read > limit
+            gone = cut or message["type"] == "http.disconnect"
+            if gone and to_page and not whole:  # Gradio deletes the part that is there for this error alone
+                raise MultiPartException("the upload did not come to its end")
+            whole = whole or not message.get("more_body", False)
+            return {"type": "http.disconnect"} if cut else message
 
         async def with_headers(message: dict) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message.get("headers", ()),
+                    *([(b"connection", b"close")] if cut else ()),
                     *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
                 ]
             await send(message)

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +20,15 @@ import numpy as np
 import psutil
 import pytest
 import selenium.webdriver
+import uvicorn
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from fastapi import FastAPI, Request, UploadFile
+
 from dataset import load_manifest, select
+from Modules import web
 from Modules.data.images import encode_jpeg
 from Modules.web import BYTES
 from tests.commands import ROOT, run
@@ -122,6 +128,87 @@ def test_an_endless_form_is_cut_off(server):
     except httpx.TransportError:
         pass  # cut off while still sending
     assert httpx.get(f"{server[0]}/healthz").status_code == 200
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    """A listening socket, served as the page is, without a model."""
+    app = FastAPI()
+    app.add_middleware(web.guarded)
+
+    @app.post("/predict")
+    def predict(file: UploadFile) -> dict:
+        return {"bytes": len(file.file.read())}
+
+    @app.post("/gradio_api/queue/join")
+    async def join(request: Request) -> dict:
+        return {"bytes": len(await request.body())}
+
+    server = uvicorn.Server(web.settings(app))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield listener
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def impatient(listening, monkeypatch) -> socket.socket:
+    """The same, with next to no time for a client."""
+    monkeypatch.setattr(web, "HEADERS_WITHIN", 0.2)
+    monkeypatch.setattr(web, "BODY_WITHIN", 0.2)
+    return listening
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+FORM = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", HEAD, HEAD + FORM, b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n" + HEAD], ids=str
+)
+def test_a_client_that_never_ends_what_it_sends_is_hung_up_on(impatient, sent):
+    with socket.create_connection(impatient.getsockname(), timeout=PATIENCE) as client:
+        client.sendall(sent)
+        while client.recv(2**16):
+            pass  # else this waits for PATIENCE
+
+
+def test_a_client_that_sends_a_byte_at_a_time_is_hung_up_on(impatient):
+    with socket.create_connection(impatient.getsockname(), timeout=0.01) as client:
+        with pytest.raises(OSError):
+            for _ in range(10**4):
+                client.sendall(b"a")
+                try:
+                    if not client.recv(1):
+                        raise ConnectionResetError
+                except TimeoutError:
+                    pass
+
+
+def test_only_uploads_may_be_large(listening):
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    for size, status in ((web.REST, 200), (web.REST + 1, 413)):
+        form = {"Content-Type": "multipart/form-data; boundary=x"}
+        for headers in ({}, form):
+            answer = httpx.post(f"{address}/gradio_api/queue/join", content=bytes(size), headers=headers)
+            assert answer.status_code == status
+    assert ask(address, "a", bytes(web.REST + 1)).json() == {"bytes": web.REST + 1}
+
+
+def test_clients_beyond_the_limit_are_told_so(listening):
+    clients = []
+    try:
+        for _ in range(web.CONNECTIONS):
+            clients.append(socket.create_connection(listening.getsockname(), timeout=PATIENCE))
+            clients[-1].sendall(HEAD + FORM)
+        with socket.create_connection(listening.getsockname(), timeout=PATIENCE) as client:
+            client.sendall(b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b" 503 " in client.recv(2**16)
+    finally:
+        for client in clients:
+            client.close()
 
 
 def test_a_foreign_host_name_is_refused_and_every_answer_has_the_policy(server):
