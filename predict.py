@@ -79,7 +79,9 @@ def load(checkpoint: Path, trust: bool) -> evaluations.Loaded:
     if not trust:
         safe_model.check_hashes(checkpoint, facts)
     known = gallery.read(checkpoint.with_name("gallery.npz"), checkpoint)
-    return modules.load(checkpoint), facts, known
+    model = modules.load(checkpoint)
+    evidence.check_gallery(model, known)
+    return model, facts, known
 
 
 def score_files(options: argparse.Namespace, checkpoint: evidence.Checkpoint, count: int) -> Iterator[dict]:

@@ -5,6 +5,7 @@ train.py prepares it (`write_gallery`); predict.py and the page both ask `judge`
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -84,13 +85,26 @@ def load_facts(checkpoint: Path) -> dict:
     try:
         facts = json.loads(file.read_text())
         Data(**facts["config"]["data"])
-        float(facts["in_distribution"]["limit"]), float(facts["threshold"])
         [facts[name] for name in NEEDED]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        prior = (facts.get("calibration") or {}).get("training_prevalence", TRAINING_PREVALENCE)
+        for number in (facts["in_distribution"]["limit"], facts["threshold"], facts["prevalence"], prior):
+            if not isinstance(number, int | float) or math.isnan(number):
+                raise ValueError(f"{number!r} is no number")
+        if not (0 < facts["prevalence"] < 1 and 0 < prior < 1):
+            raise ValueError("a prevalence lies between 0 and 1")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"can't use {file}, which train.py writes beside the model ({error!r}): train again if it is older"
         ) from None
     return facts
+
+
+def check_gallery(model: tf.keras.Model, known: dict[str, np.ndarray]) -> None:
+    """Raise UserError unless the gallery's embeddings and textures are as long as the model's."""
+    _, embedding, texture = (output.shape[-1] for output in with_evidence(model).outputs)
+    shapes = [known[name].shape for name in ("centre", "whitening")]
+    if known["embeddings"].shape[1] != embedding or shapes != [(texture,), (texture, texture)]:
+        raise UserError("gallery.npz does not fit the model beside it: train again")
 
 
 def open_checkpoint(model: tf.keras.Model, facts: dict, known: dict[str, np.ndarray]) -> Checkpoint:

@@ -6,6 +6,7 @@ The file belongs to one checkpoint, by the hash of its bytes: the embeddings of 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile
 
 import cv2
 import numpy as np
@@ -91,6 +92,9 @@ def read(file: Path, checkpoint: Path) -> dict[str, np.ndarray]:
         UserError: no such file, another kind or version, or the gallery of another checkpoint.
     """
     try:
+        with open(file, "rb") as stream, ZipFile(stream) as archive:
+            if any(info.compress_type != ZIP_STORED for info in archive.infolist()):
+                raise ValueError("compressed, so that it could grow when it is read")
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
             version, bound_to = int(saved["version"]), str(saved["checkpoint"])
             gallery = {name: saved[name] for name in ARRAYS} if version == VERSION else {}
@@ -111,6 +115,7 @@ def _check(file: Path, gallery: dict[str, np.ndarray]) -> None:
     n, kinds = len(gallery["ids"]), {name: (array.dtype.kind, array.ndim) for name, array in gallery.items()}
     ends = gallery["thumbnail_ends"]
     fits = kinds == ARRAYS and n > 0 and all(len(gallery[name]) == n for name in (*ROWS, "thumbnail_ends"))
+    fits = fits and set(np.unique(gallery["targets"])) <= {0, 1}
     if not (fits and (np.diff(ends, prepend=0) >= 0).all() and ends[-1] == len(gallery["thumbnails"])):
         raise UserError(f"no gallery of known lesions in {file} (its arrays don't fit one another): train again")
 

@@ -88,7 +88,7 @@ def test_the_gallery_of_another_model_or_version_is_refused(home, tmp_path, monk
         gallery.read(tmp_path / "gallery.npz", home / "best_epoch.keras")
 
 
-def changed(name, change):
+def changed(name, change, save=np.savez):
     """The file with one of its arrays changed."""
 
     def write_changed(folder, file):
@@ -96,7 +96,7 @@ def changed(name, change):
         with np.load(file) as saved:
             arrays = dict(saved)
         arrays[name] = change(arrays[name])
-        np.savez(file, **arrays)
+        save(file, **arrays)
 
     return write_changed
 
@@ -112,6 +112,8 @@ BROKEN = {
     "fewer ids": changed("ids", lambda ids: ids[:-1]),
     "numbers for names": changed("ids", lambda ids: np.arange(len(ids))),
     "thumbnails beyond the end": changed("thumbnail_ends", lambda ends: ends + 1),
+    "a third class": changed("targets", lambda targets: targets + 1),
+    "compressed": changed("centre", lambda _: np.zeros(10**6, np.float32), np.savez_compressed),
     "ends that go back": changed("thumbnail_ends", lambda ends: ends[::-1]),
 }
 
