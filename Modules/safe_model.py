@@ -160,7 +160,7 @@ def _check_shapes(model: tf.keras.Model) -> None:
 
 
 def check_memory(model: tf.keras.Model, views: int = 1) -> None:
-    """Raise ValueError where the layers, called `views` times, give more numbers for an image than memory would hold."""
+    """Raise ValueError where the layers, called `views` times, give more numbers for an image than memory holds."""
     total = 0
     for layer in model.layers:
         for tensor in tf.nest.flatten([node.outputs for node in layer.inbound_nodes]):

@@ -16,7 +16,9 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import h11
@@ -42,7 +44,7 @@ REST = 2**20  # bytes of any other body
 CONNECTIONS = 100  # at once
 HEADERS_WITHIN, BODY_WITHIN = 10, 120  # seconds that a client has to send them
 EXAMPLES = {"Drawn example: benign": (1, False), "Drawn example: malignant": (3, True)}  # seed and class
-PATIENCE = 600  # seconds after which an upload that nobody asked about is deleted
+PATIENCE = 600  # seconds after which an upload that nobody asked about is deleted; it may take as long again
 # Gradio writes its settings, scripts and styles into the page itself; nothing is taken from another host.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -78,6 +80,7 @@ def serve(checkpoint: evidence.Checkpoint, k: int, host: str, port: int) -> None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the uploads go, too
     with listener, tempfile.TemporaryDirectory() as uploads:
         app = build(checkpoint, k, host, Path(uploads))
+        threading.Thread(target=keep_swept, args=(Path(uploads),), daemon=True).start()
         name = "localhost" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         print(f"{address} is ready; Ctrl-C stops it.", flush=True)
@@ -104,7 +107,7 @@ class Deadline(H11Protocol):
 
     def keep_time(self) -> None:
         """The time runs while no request is being answered, however often a few more bytes arrive."""
-        if self.conn.their_state is h11.IDLE or self.cycle is not None and self.cycle.response_complete:
+        if self.conn.their_state is h11.IDLE or (self.cycle is not None and self.cycle.response_complete):
             self.timer = self.timer or self.loop.call_later(HEADERS_WITHIN, self.transport.close)
         elif self.timer:
             self.timer.cancel()
@@ -116,6 +119,23 @@ def settings(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app, http=Deadline, ws="none", limit_concurrency=CONNECTIONS, access_log=False, log_level="error"
     )
+
+
+def keep_swept(folder: Path) -> None:
+    while True:
+        time.sleep(PATIENCE)
+        sweep(folder, PATIENCE)
+
+
+def sweep(folder: Path, age: float) -> None:
+    """Delete all in `folder` that has been there for more than `age` seconds.
+
+    Gradio's `delete_cache` knows whole uploads alone, not the empty file that its File component makes of each.
+    """
+    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folder
+        with suppress(OSError):  # answered, and gone, meanwhile
+            if time.time() - path.stat().st_ctime > age:
+                path.rmdir() if path.is_dir() else path.unlink()
 
 
 def build(checkpoint: evidence.Checkpoint, k: int, host: str, uploads: Path) -> FastAPI:
@@ -195,9 +215,7 @@ def page(checkpoint: evidence.Checkpoint, ask: Ask):
     def example(name: str) -> str:
         return report([(name, drawn(*EXAMPLES[name], checkpoint.size))], checkpoint, ask)
 
-    with gradio.Blocks(
-        title="Melanoma classifier", analytics_enabled=False, delete_cache=(PATIENCE, PATIENCE)
-    ) as blocks:
+    with gradio.Blocks(title="Melanoma classifier", analytics_enabled=False) as blocks:
         gradio.Markdown(f"# Is it a melanoma?\n\n**{evidence.NOTICE}**", elem_id="notice")
         dropped = gradio.File(
             label=f"Up to {FILES} pictures of {BYTES // 2**20} MB",
@@ -265,7 +283,7 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def guarded(app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Middleware: HEADERS on every answer, 413 for a body over the limit, before it is read, and an end to a slow one."""
+    """Middleware: HEADERS on every answer, 413 for a body over the limit before it is read, an end to a slow one."""
 
     async def call(scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":

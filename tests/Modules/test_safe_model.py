@@ -143,7 +143,7 @@ def test_many_layers_that_would_fill_the_memory_together_are_refused(tmp_path):
     def many(x):
         return tf.keras.layers.Add()([same(wide(x)) for _ in range(40)])
 
-    with pytest.raises(UserError, match="its layers give .* numbers an image"):
+    with pytest.raises(UserError, match=r"its layers give .* numbers an image"):
         modules.load(saved(tmp_path, 1024, many))
 
 
