@@ -18,6 +18,7 @@ from Modules import quiet  # noqa: F401, before TensorFlow
 
 # isort: split
 import argparse
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -299,6 +300,8 @@ def main() -> None:
     except tf.errors.OpError as error:
         if broken := re.search(r"ImageError: (.+)", str(error)):
             raise UserError(f"{broken[1]}; it was readable before: see --verify, then --resume") from None
+        if full := next((text for text in map(os.strerror, cli.DISK) if text in str(error)), None):
+            raise UserError(f"a file can't be written ({full}): make room, then --resume") from None
         raise
 
 

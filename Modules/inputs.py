@@ -28,11 +28,11 @@ def find_pictures(paths: Sequence[Path]) -> Iterator[Path]:
         UserError: a list that can't be read, a pattern that nothing matches.
     """
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # no error where a name is longer than any file's
             yield from _in_folder(path)
         elif path.suffix.lower() in LISTS:
             yield from listed(path)
-        elif glob.has_magic(str(path)) and not path.exists():
+        elif glob.has_magic(str(path)) and not os.path.exists(path):
             found = sorted(glob.glob(str(path), recursive=True))
             if not found:
                 raise UserError(f"nothing matches {path}: expected pictures, folders, patterns or a list of them")
@@ -62,7 +62,7 @@ def listed(file: Path) -> Iterator[Path]:
             if file.suffix.lower() == ".txt":
                 names = (line.strip() for line in stream)
             else:
-                table = csv.DictReader(stream)
+                table = csv.DictReader(line for line in stream if line.strip())
                 column = "path" if "path" in (table.fieldnames or ()) else (table.fieldnames or [""])[0]
                 names = ((row[column] or "").strip() for row in table)
             yield from (file.parent / name for name in names if name)

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -99,10 +99,11 @@ def read(file: Path) -> tuple[dict, dict[str, list[np.ndarray]]]:
                 facts, counts = (json.loads(str(saved[name])) for name in ("facts", "counts"))
                 # Reading a member to its end checks its CRC.
                 arrays = {part: [saved[f"{part}-{i}"] for i in range(count)] for part, count in counts.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, BadZipFile) as error:
+        except Exception as error:  # torn bytes can fail anywhere in zipfile, NumPy and json
             problem = str(error)
             continue
         if path != file:
+            path.replace(file)  # else the next `write` would keep the torn one in its place
             tqdm.write(f"{file} is torn: going on from the one before it")
         return facts, arrays
     raise UserError(f"{file} can't be resumed ({problem}); remove it to start anew")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from Modules.cli import UserError
-from Modules.data.metadata import shown
+from Modules.data.metadata import ID, shown
 from Modules.data.splits import SHARES, assign, draw_balanced
 
 TABLE, FACTS = "manifest.csv", "manifest.json"
@@ -86,7 +86,7 @@ def read_manifest(folder: Path, verify: bool = False) -> pd.DataFrame:
         table = table[list(COLUMNS)].join(table.reindex(columns=list(CLINICAL)).astype("str"))
         table = table.astype({"target": int, "fold": int, "age_approx": float})
         table["balanced"] = table["balanced"].map({"True": True, "False": False}).astype(bool)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise UserError(f"{folder / TABLE} is no manifest: {error}. {REMEDY}") from None
     _check(table, folder)
     _check_files(table, folder, verify)
@@ -150,6 +150,7 @@ def _check(table: pd.DataFrame, folder: Path) -> None:
     problems = {
         "a split that isn't one of " + ", ".join(SPLITS): table.loc[~table["split"].isin(SPLITS), "isic_id"],
         "a target that isn't 0 or 1": used.loc[~used["target"].isin([0, 1]), "isic_id"],
+        "an id that is none": table.loc[~table["isic_id"].str.fullmatch(f"{ID}(@{ID})?", na=False), "isic_id"],
         "more than one row of an id": table.loc[table["isic_id"].duplicated(), "isic_id"],
         "excluded images in the balanced set": table.loc[table["balanced"] & (table["split"] == "excluded"), "isic_id"],
         "a patient on two sides of the split": _crossing(used["patient_id"], side),

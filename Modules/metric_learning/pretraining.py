@@ -7,6 +7,7 @@ of one checkpoint folder do, and others it can be copied to.
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -16,6 +17,7 @@ import pandas as pd
 import tensorflow as tf
 
 from dataset import training_batches
+from Modules import runtime, state
 from Modules.cli import UserError
 from Modules.config import Recipe
 from Modules.metric_learning.losses import make_loss, with_head
@@ -27,10 +29,10 @@ SEED = 0
 def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, folder: Path, options: dict) -> str:
     """Train `embedding` in place on the diagnoses of `external`; the name of the file in `folder` that keeps it.
 
-    Same loss, augmentation and schedule as stage 1. `options`: weights and resume of the run.
+    Same loss, augmentation and schedule as stage 1. `options`: weights, resume and deterministic of the run.
 
     Raises:
-        UserError: fewer than two diagnoses.
+        UserError: fewer than two diagnoses; another process is at it, or one was cut off and `resume` is not asked for.
     """
     diagnosis = external["diagnosis"].str.lower()
     known = external[diagnosis.notna()].reset_index(drop=True)
@@ -47,6 +49,8 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
         "data": asdict(recipe.data),
         "embedding": asdict(stage) | {"epochs": 0, "patience": 0, "averaged_views": 0},
         "weights": options["weights"],
+        "policy": tf.keras.mixed_precision.global_policy().name,
+        "deterministic": options["deterministic"],
     }
     identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     file = folder / f"pretrained-{identity}.npz"
@@ -59,6 +63,7 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
             raise UserError(f"{file} is damaged ({error}): remove it to pretrain anew") from None
         return file.name
 
+    runtime.claim(folder, options["resume"])  # which the folds share
     loss = make_loss(
         stage.loss, stage.margin, stage.distance, stage.final_margin or None, stage.classification, stage.positives
     )
@@ -86,6 +91,9 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     partial = file.with_suffix(".partial")
     with open(partial, "wb") as stream:
         np.savez(stream, *embedding.get_weights())
+        stream.flush()
+        os.fsync(stream.fileno())
     partial.replace(file)
+    state.sync(folder)
     network.forget()
     return file.name
