@@ -6,10 +6,10 @@ images (Lee et al., "A simple unified framework for detecting out-of-distributio
 for all classes, shrunk as in Ledoit and Wolf, JMVA 2004).
 """
 
+from statistics import NormalDist
+
 import numpy as np
 import tensorflow as tf
-from scipy.stats import norm
-from sklearn.covariance import ledoit_wolf
 
 FALSE_ALARMS = 0.02  # share of dermoscopic pictures that may be refused
 FINEST = 10  # a map counts while it has one value in so many pixels of the picture a side
@@ -41,6 +41,8 @@ def texture(model: tf.keras.Model) -> tf.Tensor:
 
 def fit(textures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre [F] and whitening [F, F] of the training images' textures [N, F], both float32."""
+    from sklearn.covariance import ledoit_wolf  # slow to import, and not needed to score a picture
+
     centre = textures.mean(axis=0, dtype=np.float64)
     covariance, _ = ledoit_wolf(textures - centre, assume_centered=True)
     variances, axes = np.linalg.eigh(covariance)
@@ -62,4 +64,4 @@ def limit(distances: np.ndarray) -> float:
     """
     if len(distances) >= MANY:
         return float(np.quantile(distances, 1 - FALSE_ALARMS))
-    return float(np.mean(distances) + norm.isf(FALSE_ALARMS) * np.std(distances))
+    return float(np.mean(distances) + NormalDist().inv_cdf(1 - FALSE_ALARMS) * np.std(distances))

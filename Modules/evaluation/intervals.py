@@ -8,8 +8,6 @@ patient was drawn. A statistic that takes weights [R, N] then costs a few matrix
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student_t
 
 from Modules.metric_learning.sampling import group_codes
 
@@ -55,6 +53,9 @@ def interval(values: np.ndarray, patients: int, reflect: float | None = None) ->
     ("expanded percentile", Hesterberg, The American Statistician 2015). `reflect` is the point estimate of a statistic
     whose bias each resample adds once more: mirrored at it, the percentiles lose that bias ("basic" bootstrap).
     """
+    from scipy.stats import norm  # slow to import, and not needed to score a picture
+    from scipy.stats import t as student_t
+
     defined = values[np.isfinite(values)]
     if len(defined) < ENOUGH * len(values):
         return None, f"undefined in {1 - len(defined) / len(values):.0%} of the resamples"
