@@ -14,21 +14,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SIZE = 256  # pixels a side
-DRAWN = 64  # different pictures; more are copies of them
 
 
-def files(folder: str, count: int, size: int = SIZE) -> list[Path]:
-    """`count` JPEGs of drawn lesions in `folder`."""
+def files(folder: str, count: int, size: int = SIZE, drawn: int = 64) -> list[Path]:
+    """`count` JPEGs of drawn lesions in `folder`, `drawn` different ones; each second is malignant, as in `table`."""
     import numpy as np
 
     from Modules.data.images import encode_jpeg, resize
     from Modules.data.synthetic import draw
 
     rng, found = np.random.default_rng(0), []
-    drawn = [encode_jpeg(resize(draw(rng, malignant=k % 2 == 0)[0], size)) for k in range(min(count, DRAWN))]
+    pictures = [encode_jpeg(resize(draw(rng, malignant=k % 2 == 1)[0], size)) for k in range(min(count, drawn))]
     for k in range(count):
         found.append(Path(folder) / f"{k:06}.jpg")
-        found[-1].write_bytes(drawn[k % DRAWN])
+        found[-1].write_bytes(pictures[k % drawn])
     return found
 
 
