@@ -49,12 +49,15 @@ def reader(table: pd.DataFrame, size: int) -> Callable[[int], np.ndarray]:
 
 
 def free_memory() -> int:
-    """Bytes that can be had without harm to other processes."""
-    info = Path("/proc/meminfo")
+    """Bytes that can be had without harm to other processes, within the container's limit where there is one."""
+    free, info = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, Path("/proc/meminfo")
     if info.exists():
         line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable:"))
-        return 1024 * int(line.split()[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        free = 1024 * int(line.split()[1])
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(limit.with_name("memory.current").read_text()))
+    return free
 
 
 def _reserve(keys: list[tuple[str, int]]) -> bool:
