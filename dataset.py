@@ -19,7 +19,7 @@ import tensorflow as tf
 from Modules.cli import UserError, nearest
 from Modules.config import Data, Recipe
 from Modules.data.augmentation import augment
-from Modules.data.images import read_image
+from Modules.data.cache import reader
 from Modules.data.manifest import fold_view, read_manifest
 from Modules.metric_learning.sampling import class_batches, metric_labels, oversampled, shuffled
 
@@ -134,13 +134,14 @@ def _batches(
     table: pd.DataFrame, config: Data, plan: Plan, seed: int | None, stream: int = 0, labels: np.ndarray | None = None
 ) -> tf.data.Dataset:
     """Read what `plan` names; augment it where a seed is given. `labels` are the targets, unless given."""
-    files, targets = table["file"].to_numpy(), table["target"].to_numpy(np.int32) if labels is None else labels
+    targets = table["target"].to_numpy(np.int32) if labels is None else labels
     size = config.image_size
+    picture = reader(table, size)
 
     def read(epoch: np.ndarray, place: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), size, size, 3), np.uint8)
         for i, position in enumerate(positions):
-            image = read_image(files[position], size)
+            image = picture(position)
             if seed is not None:
                 image = augment(image, config, np.random.default_rng((seed, epoch, place + i, stream)))
             images[i] = image

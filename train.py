@@ -104,6 +104,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         print(f"{folder} is done.")
         return
     runtime.set_seeds(seed, options.deterministic)
+    runtime.keep_freed_memory()
     size = recipe.data.image_size
     print(f"Recipe {recipe.name}: {stage.backbone}, {size} x {size} pixels, seed {seed}")
     print(f"Images: {len(training)} training, {len(validation)} validation, {len(test)} test")

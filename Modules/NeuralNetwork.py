@@ -189,7 +189,7 @@ class NeuralNetwork:
         """
         arrays = {
             "model": self.model.get_weights(),
-            "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
+            "optimizer": [variable.numpy() for variable in self.optimizer_variables()],
             "sums": [variable.numpy() for variable in self.metric_variables()] if self.step else [],
             **self.weights,
         }
@@ -215,11 +215,16 @@ class NeuralNetwork:
             self.sums = parts["sums"]
             self.model.set_weights(parts["model"])
             self.model.optimizer.build(self.model.trainable_variables)
-            for variable, value in zip(self.model.optimizer.variables, parts["optimizer"], strict=True):
+            for variable, value in zip(self.optimizer_variables(), parts["optimizer"], strict=True):
                 variable.assign(value)
             self.weights = {kind: parts[kind] for kind in self.weights}
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.file} can't be resumed ({error}); remove it to start anew") from error
+
+    def optimizer_variables(self) -> list[tf.Variable]:
+        """The optimizer's state; under float16 with the scale of the loss, which Keras leaves out."""
+        scale = getattr(self.model.optimizer, "_loss_scale", None)
+        return [*self.model.optimizer.variables, *([scale.current_loss_scale, scale.counter] if scale else [])]
 
     def metric_variables(self) -> list[tf.Variable]:
         """Where Keras sums up the figures of an epoch."""
