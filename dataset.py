@@ -21,6 +21,7 @@ from Modules.config import Data, Recipe
 from Modules.data.augmentation import augment
 from Modules.data.images import read_image
 from Modules.data.manifest import fold_view, read_manifest
+from Modules.data.records import located
 from Modules.distribution import WHOLE, Share
 from Modules.metric_learning.sampling import class_batches, metric_labels, oversampled, shuffled
 
@@ -36,7 +37,7 @@ def load_manifest(folder: str | Path, fold: int | None = None, verify: bool = Fa
     manifest = read_manifest(Path(folder), verify=verify)
     if fold is not None:
         manifest = fold_view(manifest, fold)
-    return manifest.assign(file=[str(Path(folder) / path) if path else "" for path in manifest["path"].fillna("")])
+    return manifest.assign(file=located(Path(folder), manifest["path"].fillna("")))
 
 
 def select(manifest: pd.DataFrame, split: str, full: bool = False, external: bool = True) -> pd.DataFrame:

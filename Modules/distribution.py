@@ -131,8 +131,12 @@ def gathered(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return tensors
-    # One by one: together they would have to be of one type. Identity: what comes from the data set has no device yet.
-    return tuple(context.all_gather(tf.identity(tensor), axis=0) for tensor in tensors)
+
+    def all_of(tensor: tf.Tensor) -> tf.Tensor:
+        # Identity: what comes from the data set has no device yet. The shape gets lost, and labels need theirs.
+        return tf.ensure_shape(context.all_gather(tf.identity(tensor), axis=0), [None, *tensor.shape[1:]])
+
+    return tuple(map(all_of, tensors))  # one by one: together they would have to be of one type
 
 
 def total(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarray:
