@@ -20,7 +20,9 @@ import argparse
 import hashlib
 import io
 import json
+import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,11 +30,16 @@ from typing import NamedTuple
 
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as error:  # absent, or one for NumPy 2, which some package brought along
+    print(f"archive.py: {error}: install requirements-cluster.txt for Parquet", file=sys.stderr)
+    sys.exit(2)
 
 from Modules import cli
 from Modules.cli import UserError
@@ -310,9 +317,9 @@ def work(options: argparse.Namespace, shards: list[Shard], model: dict[str, byte
             logging_level="ERROR",
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"no Ray at --address {options.address} ({_first_line(error)}): expected local, or host:port"
-        ) from None
+        reason = _first_line(error)
+        raise UserError(f"no Ray at --address {options.address} ({reason}): expected local, or host:port") from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Worker,
