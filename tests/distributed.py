@@ -1,6 +1,7 @@
-"""`python distributed.py SETTINGS`, a JSON: a small network trained as train.py trains its embedding, by one worker.
+"""`python distributed.py SETTINGS`, a JSON: small networks trained as train.py trains its embedding, by one worker.
 
-Writes each loss's history and the size of every final weight to OUTPUT.<worker>.
+SETTINGS has `jobs`, name: the values of JOB that differ. Writes the history of each and the size of every final weight
+to OUTPUT.<worker>.
 """
 
 import json
@@ -25,16 +26,26 @@ from Modules.config import Data, Embedding, Recipe  # noqa: E402
 from Modules.metric_learning import losses  # noqa: E402
 
 layers = tf.keras.layers
-given = {"devices": 1, "norm": "inference", "mining": "global", "kill": None, "resume": False}
-given |= {"epochs": 20, "batch": 64, "steps": 1, "augment": False} | json.loads(sys.argv[1])
+given = {"devices": 1, "kill": None, "resume": False} | json.loads(sys.argv[1])
+JOB = {
+    "loss": "semi-hard",
+    "classification": 0.0,
+    "positives": "any",
+    "norm": "inference",  # BatchNorm; or training
+    "mining": "global",  # or replica, the weaker method, to compare with
+    "augment": False,
+    "batch": 64,
+    "epochs": 20,
+    "steps": 1,  # an epoch; None: as many as there are
+}
 SIZE, RATE, CLASSES = 16, 1e-3, 2
 
 
-def embedding_network() -> tf.keras.Model:
+def embedding_network(norm: str) -> tf.keras.Model:
     """Images [B, 16, 16, 3] -> embeddings [B, 8] of unit length."""
     images = tf.keras.Input((SIZE, SIZE, 3))
     x = layers.Conv2D(8, 3, strides=2, use_bias=False)(layers.Rescaling(1 / 127.5, offset=-1.0)(images))
-    trains = given["norm"] == "training"
+    trains = norm == "training"
     x = layers.BatchNormalization(momentum=0.5, synchronized=trains, trainable=trains)(x)
     x = layers.Dense(8)(layers.Flatten()(layers.ReLU()(x)))
     return tf.keras.Model(images, layers.UnitNormalization(axis=-1)(x))
@@ -54,15 +65,15 @@ def signal_at(worker: int, epoch: int, step: int, name: str) -> None:
         training._Epochs.on_train_batch_end = on_train_batch_end
 
 
-def fit(name: str, table, folder: Path) -> dict:
-    weight = float(name.endswith("+softmax"))
-    positives = "other-patient" if weight else "any"
-    kind = name.removesuffix("+softmax")
-    recipe = Recipe("test", data, Embedding(loss=kind, positives=positives))
-    loss = losses.make_loss(kind, 0.4, classification=weight, positives=positives)
+def fit(name: str, job: dict, table, folder: Path) -> dict:
+    still = {} if job["augment"] else {"flips": False, "rotation": 0.0, "brightness": 0.0, "noise": 0.0}
+    data = Data(image_size=SIZE, batch_size=job["batch"], **still)
+    recipe = Recipe("test", data, Embedding(positives=job["positives"]))
+    loss = losses.make_loss(job["loss"], 0.4, classification=job["classification"], positives=job["positives"])
+    losses.gathered = distribution.gathered if job["mining"] == "global" else lambda *tensors: tensors
     runtime.set_seeds(0)
     with strategy.scope():
-        embedding = embedding_network()
+        embedding = embedding_network(job["norm"])
     learner = losses.with_head(embedding, loss, CLASSES, 0)
     network = training.NeuralNetwork(
         learner,
@@ -72,13 +83,13 @@ def fit(name: str, table, folder: Path) -> dict:
         training.adam(RATE),
         monitor="loss",
         mode="last",
-        metrics=(loss.metric_loss,) if weight else (),
+        metrics=(loss.metric_loss,) if job["classification"] else (),
     )
     probe = np.random.default_rng(0).uniform(0, 255, (4, SIZE, SIZE, 3))
     network.fit(
         lambda epoch: training_batches(table, recipe, 0, True, epoch, share)[0],
-        given["steps"] or training_batches(table, recipe, 0, True, share=share)[1],
-        given["epochs"],
+        job["steps"] or training_batches(table, recipe, 0, True, share=share)[1],
+        job["epochs"],
         lambda: {"val_probe": float(np.abs(learner.predict(probe, verbose=0)).sum())},
         resume=given["resume"],
     )
@@ -86,22 +97,18 @@ def fit(name: str, table, folder: Path) -> dict:
 
 
 def main() -> None:
-    global data, share, strategy
+    global share, strategy
     if given["devices"] > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * given["devices"])
     strategy = distribution.start(given["distribute"])
     share = distribution.share(strategy)
-    if given["mining"] == "replica":  # the weaker method, to compare with
-        losses.gathered = lambda *tensors: tensors
     if given["kill"]:
         signal_at(*given["kill"])
-    still = {} if given["augment"] else {"flips": False, "rotation": 0.0, "brightness": 0.0, "noise": 0.0}
-    data = Data(image_size=SIZE, batch_size=given["batch"], **still)
     table = select(load_manifest(Path(given["data"])), "train", full=True)
     output = Path(given["output"])
     with distribution.losing_workers(strategy):
-        results = {name: fit(name, table, output.parent) for name in given["losses"]}
+        results = {name: fit(name, JOB | job, table, output.parent) for name, job in given["jobs"].items()}
     output.with_suffix(f".{share.parts[0]}").write_text(json.dumps(results))
 
 

@@ -16,7 +16,14 @@ from Modules.config import RECIPES
 from Modules.distribution import Share
 from tests.commands import ROOT, fails
 
-LOSSES = ("semi-hard", "semi-hard+softmax", "arcface")
+JOBS = {
+    "semi-hard": {},
+    "joint": {"classification": 1.0, "positives": "other-patient"},
+    "arcface": {"loss": "arcface"},
+}
+# Smooth losses where BatchNorm trains: the last bits of a sum may decide which negative is the nearest.
+NORM = {"loss": "supervised-contrastive", "norm": "training"}
+KILLED = NORM | {"augment": True, "batch": 16, "epochs": 3, "steps": None}
 WORKERS = 2
 
 
@@ -54,10 +61,10 @@ def launch(command, workers=WORKERS):
             process.kill()
 
 
-def train(distribute, balanced, output, workers=1, **settings):
+def train(distribute, balanced, output, jobs, workers=1, **settings):
     """The histories that each worker wrote, and what each returned and said."""
     output.parent.mkdir(exist_ok=True)
-    given = {"distribute": distribute, "data": str(balanced), "output": str(output), "losses": LOSSES, **settings}
+    given = {"distribute": distribute, "data": str(balanced), "output": str(output), "jobs": jobs, **settings}
     done = launch(["tests/distributed.py", json.dumps(given)], workers)
     files = [output.with_suffix(f".{index}") for index in range(workers)]
     return [json.loads(file.read_text()) for file in files if file.exists()], done
@@ -65,82 +72,74 @@ def train(distribute, balanced, output, workers=1, **settings):
 
 @pytest.fixture(scope="module")
 def alone(balanced, tmp_path_factory):
-    (histories,), done = train("none", balanced, tmp_path_factory.mktemp("alone") / "run")
+    output = tmp_path_factory.mktemp("alone") / "run"
+    (histories,), done = train("none", balanced, output, JOBS | {"norm": NORM, "killed": KILLED})
     assert done[0][0] == 0, done[0][2]
     return histories
 
 
 def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, history in one.items():
-        assert len(history["loss"]) == 20
-        for figure, values in history.items():
-            np.testing.assert_allclose(other[name][figure], values, rtol=1e-4, atol=1e-4, err_msg=f"{name} {figure}")
+    for figure, values in one.items():
+        np.testing.assert_allclose(other[figure], values, rtol=1e-4, atol=1e-4, err_msg=figure)
 
 
 def test_two_workers_of_32_train_as_one_process_of_64(alone, balanced, tmp_path):
-    histories, done = train("multiworker", balanced, tmp_path / "run", WORKERS)
+    histories, done = train("multiworker", balanced, tmp_path / "run", JOBS, WORKERS)
     assert [code for code, *_ in done] == [0] * WORKERS, done
     for history in histories:
-        assert_same(alone, history)
+        for name in JOBS:
+            assert len(history[name]["loss"]) == 20
+            assert_same(alone[name], history[name])
     assert histories[0] == histories[1]  # bit by bit, so that both always decide alike
-    assert sorted(file.name for file in tmp_path.glob("state-*")) == sorted(
-        name for loss in LOSSES for name in (f"state-{loss}.npz", f"state-{loss}.former.npz")
-    )
+    assert {file.name.split(".")[0] for file in tmp_path.glob("state-*")} == {f"state-{name}" for name in JOBS}
 
 
 def test_two_devices_train_as_one_and_mining_in_each_alone_does_not(alone, balanced, tmp_path):
-    (history,), done = train("mirrored", balanced, tmp_path / "global" / "run", devices=2)
+    jobs = JOBS | {"norm": NORM, "replica": {"mining": "replica"}}
+    (history,), done = train("mirrored", balanced, tmp_path / "run", jobs, devices=2)
     assert done[0][0] == 0, done
-    assert_same(alone, history)
-    settings = {"devices": 2, "mining": "replica", "losses": ["semi-hard"]}
-    (history,), done = train("mirrored", balanced, tmp_path / "replica" / "run", **settings)
-    assert done[0][0] == 0, done
-    difference = np.abs(np.subtract(history["semi-hard"]["loss"], alone["semi-hard"]["loss"]))
-    assert difference.max() > 1e-2
+    for name in (*JOBS, "norm"):
+        assert_same(alone[name], history[name])
+    difference = np.abs(np.subtract(history["replica"]["loss"], alone["semi-hard"]["loss"]))
     assert difference[0] > 1e-3  # from the same weights, on the same images
+    assert difference.max() > 1e-2
 
 
-def test_batch_norm_in_training_sees_the_whole_batch(balanced, tmp_path):
-    # A smooth loss: the last bits of a sum may decide which negative is the nearest.
-    settings = {"norm": "training", "losses": ["supervised-contrastive"], "epochs": 20}
-    (one,), done = train("none", balanced, tmp_path / "one" / "run", **settings)
-    (two,), more = train("mirrored", balanced, tmp_path / "two" / "run", devices=2, **settings)
-    assert [done[0][0], more[0][0]] == [0, 0], done + more
-    assert_same(one, two)
-
-
-@pytest.mark.parametrize(
-    ("worker", "epoch", "step", "name"),
-    [
-        (1, 1, 2, "SIGKILL"),
-        pytest.param(0, 2, 1, "SIGKILL", marks=pytest.mark.slow),
-        pytest.param(1, 1, 1, "SIGTERM", marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_whose_worker_died_goes_on_as_if_nothing_had_happened(worker, epoch, step, name, balanced, tmp_path):
-    settings = {"losses": ["semi-hard+softmax"], "epochs": 3, "steps": None, "batch": 16, "augment": True}
-    settings |= {"norm": "training"}
-    whole, done = train("multiworker", balanced, tmp_path / "whole" / "run", WORKERS, **settings)
-    assert [code for code, *_ in done] == [0] * WORKERS, done
-
-    kill = {"kill": (worker, epoch, step, name)}
-    nothing, done = train("multiworker", balanced, tmp_path / "cut" / "run", WORKERS, **settings, **kill)
+def cut_and_resume(balanced, folder, worker, moment, name):
+    """A run in which a worker sends itself a signal at (epoch, step), and then its continuation by both."""
+    jobs = {"killed": KILLED}
+    nothing, done = train("multiworker", balanced, folder / "run", jobs, WORKERS, kill=(worker, *moment, name))
     assert not nothing
     (code, _, said), other = done[worker], done[1 - worker]
     if name == "SIGTERM":  # one is asked to stop, and all do, in good order
-        assert [code, other[0]] == [128 + 15] * 2
+        assert [code, other[0]] == [128 + 15] * 2, done
         assert "--resume" in said
     else:
-        assert [code, other[0]] == [-9, 1]
+        assert [code, other[0]] == [-9, 1], done
         (line,) = other[2].strip().splitlines()
         assert "another worker is gone" in line
         assert "--resume" in line
-    assert list((tmp_path / "cut").glob("state-*.npz"))
-
-    resumed, done = train("multiworker", balanced, tmp_path / "cut" / "run", WORKERS, **settings, resume=True)
+    assert list(folder.glob("state-*.npz"))
+    resumed, done = train("multiworker", balanced, folder / "run", jobs, WORKERS, resume=True)
     assert [code for code, *_ in done] == [0] * WORKERS, done
-    assert resumed == whole
+    return resumed
+
+
+def test_a_run_whose_worker_was_killed_ends_as_the_undisturbed_one(alone, balanced, tmp_path):
+    for history in cut_and_resume(balanced, tmp_path, 1, (1, 2), "SIGKILL"):
+        assert_same(alone["killed"], history["killed"])
+
+
+@pytest.mark.slow
+def test_killed_anywhere_or_asked_to_stop_it_ends_the_same_bit_by_bit(balanced, tmp_path):
+    whole, done = train("multiworker", balanced, tmp_path / "whole" / "run", {"killed": KILLED}, WORKERS)
+    assert [code for code, *_ in done] == [0] * WORKERS, done
+    rng = np.random.default_rng(0)
+    for case in range(6):
+        moment = int(rng.integers(3)), int(rng.integers(3))
+        name = ("SIGKILL", "SIGTERM")[case % 2]
+        resumed = cut_and_resume(balanced, tmp_path / str(case), int(rng.integers(WORKERS)), moment, name)
+        assert resumed == whole, (moment, name)
 
 
 def test_the_shares_are_the_batches_of_one(balanced):
