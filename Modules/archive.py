@@ -300,8 +300,9 @@ def work(options: argparse.Namespace, shards: list[Shard], model: dict[str, byte
     if options.address is None:
         yield from map(Worker(options.task, options.output, model), shards)
         return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what a restart of the job mends
     try:
-        import ray
+        import ray.data
     except ImportError:
         raise UserError("--address needs Ray: pip install -r requirements-cluster.txt") from None
 
@@ -319,7 +320,7 @@ def work(options: argparse.Namespace, shards: list[Shard], model: dict[str, byte
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = _first_line(error)
         raise UserError(f"no Ray at --address {options.address} ({reason}): expected local, or host:port") from None
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Worker,
