@@ -5,7 +5,7 @@ import csv
 import glob
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -82,12 +82,17 @@ def count_pictures(paths: Sequence[Path]) -> int:
     return count
 
 
-def read_batches(files: Iterator[Path], size: int) -> Iterator[list[tuple[Path, np.ndarray | ImageError]]]:
-    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead on all cores."""
+def read_batches(
+    files: Iterator[Path], size: int, read: Callable = read_image
+) -> Iterator[list[tuple[Path, np.ndarray | ImageError]]]:
+    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead on all cores.
 
-    def read(file: Path) -> tuple[Path, np.ndarray | ImageError]:
+    Of another kind of source `read(source, size)` makes the pictures.
+    """
+
+    def try_to_read(file: Path) -> tuple[Path, np.ndarray | ImageError]:
         try:
-            return file, read_image(file, size)
+            return file, read(file, size)
         except ImageError as error:
             return file, error
 
@@ -96,7 +101,7 @@ def read_batches(files: Iterator[Path], size: int) -> Iterator[list[tuple[Path, 
         ahead = deque()
         while True:
             while len(ahead) < AHEAD and (batch := list(islice(files, BATCH))):
-                ahead.append([pool.submit(read, file) for file in batch])
+                ahead.append([pool.submit(try_to_read, file) for file in batch])
             if not ahead:
                 return
             yield [future.result() for future in ahead.popleft()]

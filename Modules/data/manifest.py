@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from Modules.cli import UserError
+from Modules.data.images import ImageError, read_bytes
 from Modules.data.metadata import ID, shown
+from Modules.data.records import exists, located
 from Modules.data.splits import SHARES, assign, draw_balanced
 
 TABLE, FACTS = "manifest.csv", "manifest.json"
@@ -178,11 +180,15 @@ def _crossing(key: pd.Series, side: pd.Series) -> list[str]:
 
 def _check_files(table: pd.DataFrame, folder: Path, verify: bool) -> None:
     used = table[table["split"] != "excluded"]
-    absent = [path for path in used["path"] if not (folder / path).is_file()]
+    files = located(folder, used["path"])
+    absent = [path for path, file in zip(used["path"], files, strict=True) if not exists(file)]
     if absent:
         raise UserError(f"{folder}: pictures are missing: {shown(absent)}. {REMEDY}")
     rows = np.arange(len(used)) if verify else np.unique(np.linspace(0, len(used) - 1, SAMPLE).astype(int))
     for row in rows if len(used) else ():
-        path = used["path"].iloc[row]
-        if hashlib.sha256((folder / path).read_bytes()).hexdigest() != used["sha256"].iloc[row]:
-            raise UserError(f"{folder / path} is another picture than was written. {REMEDY}")
+        try:
+            same = hashlib.sha256(read_bytes(files[row])).hexdigest() == used["sha256"].iloc[row]
+        except ImageError:
+            same = False
+        if not same:
+            raise UserError(f"{files[row]} is another picture than was written. {REMEDY}")
