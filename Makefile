@@ -59,7 +59,7 @@ lock: .venv-audit/.current
 	$(call environment,.venv-audit,-r requirements-audit.txt)
 
 bench: setup .venv-peers/.current
-	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out benchmarks/soak.py benchmarks/common.py,$(wildcard benchmarks/*.py)); do \
 	    echo "== $$script"; $(PYTHON) $$script --peer-python .venv-peers/bin/python || failed=1; \
 	done; exit $${failed:-0}
 

@@ -19,8 +19,10 @@ import tensorflow as tf
 from Modules.cli import UserError, nearest
 from Modules.config import Data, Recipe
 from Modules.data.augmentation import augment
-from Modules.data.images import read_image
+from Modules.data.cache import reader
 from Modules.data.manifest import fold_view, read_manifest
+from Modules.data.records import located
+from Modules.distribution import WHOLE, Share
 from Modules.metric_learning.sampling import class_batches, metric_labels, oversampled, shuffled
 
 Plan = Callable[[], Iterable[tuple[int, int, np.ndarray]]]  # -> (epoch, place of the first in it, positions [B])
@@ -35,7 +37,7 @@ def load_manifest(folder: str | Path, fold: int | None = None, verify: bool = Fa
     manifest = read_manifest(Path(folder), verify=verify)
     if fold is not None:
         manifest = fold_view(manifest, fold)
-    return manifest.assign(file=[str(Path(folder) / path) if path else "" for path in manifest["path"].fillna("")])
+    return manifest.assign(file=located(Path(folder), manifest["path"].fillna("")))
 
 
 def select(manifest: pd.DataFrame, split: str, full: bool = False, external: bool = True) -> pd.DataFrame:
@@ -72,21 +74,27 @@ def epoch_batches(table: pd.DataFrame, recipe: Recipe, full: bool, seed: int, ep
 
 
 def training_batches(
-    table: pd.DataFrame, recipe: Recipe, seed: int, full: bool = False, start: int = 0
+    table: pd.DataFrame, recipe: Recipe, seed: int, full: bool = False, start: int = 0, share: Share = WHOLE
 ) -> tuple[tf.data.Dataset, int]:
     """Endless augmented batches (float32 [B, S, S, 3] in 0..255, labels) from epoch `start` on; steps an epoch.
 
-    Labels are those of the metric losses: int32 [B], or [B, 2] where a positive must come from another patient.
+    Labels are those of the metric losses: int32 [B], or [B, 2] where a positive must come from another patient. Of
+    batches that several replicas share it gives the parts of this `share`, one after another, and reads no others.
+
+    Raises:
+        UserError: batches that can't be shared in equal parts.
     """
+    steps, size = epoch_batches(table, recipe, full, seed, 0).shape
+    if size % share.of:
+        raise UserError(f"a batch of {size} images can't be cut into {share.of} equal parts: change --batch-size")
 
     def plan() -> Iterator[tuple[int, int, np.ndarray]]:
         for epoch in count(start):
-            place = 0
-            for positions in epoch_batches(table, recipe, full, seed, epoch):
-                yield epoch, place, positions
-                place += len(positions)
+            batches = epoch_batches(table, recipe, full, seed, epoch).reshape(steps, share.of, -1)
+            for step, parts in enumerate(batches):
+                for part in share.parts:
+                    yield epoch, step * size + part * len(parts[part]), parts[part]
 
-    steps = len(epoch_batches(table, recipe, full, seed, 0))
     labels = metric_labels(table["target"], table["patient_id"], recipe.embedding.positives)
     return _batches(table, recipe.data, plan, seed, labels=labels), steps
 
@@ -134,13 +142,14 @@ def _batches(
     table: pd.DataFrame, config: Data, plan: Plan, seed: int | None, stream: int = 0, labels: np.ndarray | None = None
 ) -> tf.data.Dataset:
     """Read what `plan` names; augment it where a seed is given. `labels` are the targets, unless given."""
-    files, targets = table["file"].to_numpy(), table["target"].to_numpy(np.int32) if labels is None else labels
+    targets = table["target"].to_numpy(np.int32) if labels is None else labels
     size = config.image_size
+    picture = reader(table, size)
 
     def read(epoch: np.ndarray, place: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), size, size, 3), np.uint8)
         for i, position in enumerate(positions):
-            image = read_image(files[position], size)
+            image = picture(position)
             if seed is not None:
                 image = augment(image, config, np.random.default_rng((seed, epoch, place + i, stream)))
             images[i] = image

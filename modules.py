@@ -134,6 +134,8 @@ def build_backbone(config: Embedding, image_size: int, weights: list[np.ndarray]
         layer.trainable = config.train_backbone and layer.name != "preprocess"
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = config.batch_norm_momentum
+            if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+                layer.synchronized, layer.fused = True, False  # the statistics of the whole batch
     if config.backbone_layer and config.backbone_layer not in (names := [layer.name for layer in backbone.layers]):
         raise UserError(
             f"{config.backbone} has no layer {config.backbone_layer!r}: {nearest(config.backbone_layer, names)}"

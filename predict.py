@@ -6,6 +6,7 @@
     python predict.py --data clinic          any labelled set: class folders, or a table with paths or ids
     python predict.py --compare other.keras  two models on the same images
     python predict.py --serve                a page on http://127.0.0.1:7860
+    python predict.py --export tflite        best_epoch.tflite beside the checkpoint; saved_model: a folder
 
 Evaluations are added to the report beside the checkpoint. Every picture gets its probability of melanoma, as in the
 50/50 training batches and as at --prevalence, the decision at the checkpoint's threshold, the most similar known
@@ -21,15 +22,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 import modules
 from Modules import cli, safe_model
 from Modules.cli import UserError
 from Modules.data.hashing import VIEWS
-from Modules.data.images import ImageError
+from Modules.data.images import ImageError, decode, resize
 from Modules.data.manifest import LABELS
-from Modules.evaluation import evaluations, evidence, explanation, figures, gallery
+from Modules.evaluation import evidence, gallery
 from Modules.evaluation.calibration import TRAINING_PREVALENCE, prior_offset
 from Modules.inputs import count_pictures, find_pictures, read_batches
 from Modules.predictions import FORMATS, row, written
@@ -51,6 +53,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report-images", choices=("yes", "no"), help="show pictures of the data (as in training)")
     parser.add_argument("--trust", action="store_true", help="use files other than training wrote, at your own risk")
     parser.add_argument("--serve", action="store_true", help="a page in the browser instead of a table")
+    parser.add_argument("--precision", default="float32", choices=("float32", "auto"), help="auto: the fastest here")
+    parser.add_argument(
+        "--export", choices=("tflite", "saved_model"), help="write the model for programs without Keras"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address that the page listens on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="(7860)")
     options = parser.parse_args(arguments)
@@ -60,6 +66,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--tta {options.tta}: expected 1 to {VIEWS} flips and turns")
     if options.serve and options.paths:
         raise UserError("--serve takes no PATH: pictures are dropped on its page")
+    if options.export and (options.paths or options.serve or options.data or options.compare):
+        raise UserError("--export writes the model: give no PATH, --serve, --data or --compare with it")
+    if options.precision != "float32" and not (options.paths or options.serve):
+        raise UserError("--precision is for PATHs and --serve: evaluations are measured in float32")
     if not 0 <= options.port < 2**16:
         raise UserError(f"--port {options.port}: expected 0 to {2**16 - 1}")
     if options.prevalence is not None:
@@ -69,7 +79,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def load(checkpoint: Path, trust: bool) -> evaluations.Loaded:
+def load(checkpoint: Path, trust: bool) -> evidence.Loaded:
     """A checkpoint: its model, the facts beside it, and its gallery. `trust`: also where the facts are of other files.
 
     Raises:
@@ -97,6 +107,8 @@ def score_files(options: argparse.Namespace, checkpoint: evidence.Checkpoint, co
                 number += 1
                 found = picture if isinstance(picture, ImageError) else next(judged)
                 if options.explain and not isinstance(found, ImageError):
+                    from Modules.evaluation import explanation, figures
+
                     heats = explanation.explain(checkpoint, picture, found)
                     sheet = explanation.sheet(file.name, picture, found, heats, checkpoint)
                     figures.save(sheet, options.explain / f"{number:0{len(str(count))}}-{file.stem}.png")
@@ -131,6 +143,30 @@ def print_row(values: dict) -> None:
     print(f"{name:<45}  {values['error'] or probability + values['prediction']}"[:80])
 
 
+def policy(options: argparse.Namespace) -> str:
+    """What the backbone computes in, as Keras names it."""
+    if options.precision == "float32":
+        return "float32"
+    from Modules import runtime
+
+    name = runtime.fastest_precision()
+    print(f"Scoring in {name}.")
+    return runtime.PRECISIONS[name]
+
+
+def export_model(options: argparse.Namespace, model: tf.keras.Model, known: dict[str, np.ndarray]) -> None:
+    """Write the model beside the checkpoint in the form that `--export` names."""
+    from Modules.export import PICTURES, export
+
+    rng, size = np.random.default_rng(0), model.input_shape[1]
+    shown = [data for place in range(min(PICTURES, len(known["ids"]))) if (data := gallery.thumbnail(known, place))]
+    pictures = [resize(decode(data), size) for data in shown] or rng.integers(0, 256, (PICTURES, size, size, 3))
+    suffix = ".tflite" if options.export == "tflite" else "_saved_model"
+    file = options.checkpoint.with_name(options.checkpoint.stem + suffix)
+    difference = export(model, options.export, file, np.stack(pictures).astype(np.uint8))
+    print(f"Wrote {file}; on {len(pictures)} pictures it differs by at most {difference:.1g}.")
+
+
 def main() -> None:
     options = parse()
     count = count_pictures(options.paths) if options.paths else 0
@@ -143,13 +179,17 @@ def main() -> None:
     model, facts, known = loaded = load(options.checkpoint, options.trust)
     if options.prevalence is not None and (count or options.serve):
         facts["prevalence"] = options.prevalence
-    if options.serve:
+    if options.export:
+        export_model(options, model, known)
+    elif options.serve:
         from Modules import web  # Gradio takes seconds to load
 
-        web.serve(evidence.open_checkpoint(model, facts, known), options.neighbours, options.host, options.port)
+        web.serve(evidence.open_checkpoint(*loaded, policy(options)), options.neighbours, options.host, options.port)
     elif count:
-        predict(options, evidence.open_checkpoint(model, facts, known), count)
+        predict(options, evidence.open_checkpoint(*loaded, policy(options)), count)
     else:
+        from Modules.evaluation import evaluations
+
         evaluations.run(options, loaded, load(options.compare, options.trust) if options.compare else None)
 
 

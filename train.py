@@ -11,13 +11,14 @@
 Reads `datasets/balanced` (made from `datasets/smaller` where only that is there, from a synthetic demo where neither
 is) and writes `checkpoints/`: best_epoch.keras (image -> probability of melanoma), best_epoch.json (every number),
 report.html and MODEL_CARD.md, gallery.npz (the known lesions), figures/ and tensorboard/. `--resume` goes on with a run
-that was cut off.
+that was cut off. `--distribute` has several GPUs or machines do stage 1 (Modules/distribution.py says how).
 """
 
 from Modules import quiet  # noqa: F401, before TensorFlow
 
 # isort: split
 import argparse
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ import tensorflow as tf
 
 import modules
 from dataset import image_batches, load_manifest, select, training_batches, vector_batches, view_batches
-from Modules import baselines, cli, runtime, safe_model, state, tracking
+from Modules import baselines, cli, distribution, runtime, safe_model, state, tracking
 from Modules.cli import UserError
 from Modules.config import RECIPES, Recipe, add_options, demo, recipe_named, with_options
 from Modules.data.manifest import LABELS
@@ -65,6 +66,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--verify", action="store_true", help="check the hash of every picture, not of a sample")
     parser.add_argument("--gallery-thumbnails", default="yes", choices=("yes", "no"), help="in gallery.npz (yes)")
     parser.add_argument("--resume", action="store_true", help="go on with the run that was cut off")
+    parser.add_argument(
+        "--distribute", default="none", choices=distribution.MODES, help="stage 1, over GPUs or machines"
+    )
     parser.add_argument("--deterministic", action="store_true", help="no operation whose result depends on timing")
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -91,18 +95,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool) -> None:
+def train(
+    options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool, strategy: tf.distribute.Strategy
+) -> None:
     # == Load: the splits, checked for leaks ===========================================================================
     full, seed, folder, stage = "full-dataset" in options.words, options.seed, options.checkpoints, recipe.embedding
     manifest = load_manifest(data, options.fold, options.verify)
     training = select(manifest, "train", full, external=recipe.data.external == "join")
     validation, test = select(manifest, "validation", full), select(manifest, "test", full=True)
     identity = identify(options, recipe, data)
-    runtime.claim(folder, options.resume)
-    if options.resume and is_done(folder, identity):
+    chief, share = distribution.is_chief(strategy), distribution.share(strategy)
+    if chief:
+        runtime.claim(folder, options.resume)
+    done = chief and options.resume and is_done(folder, identity)
+    if distribution.agree(strategy, identity, done):
         print(f"{folder} is done.")
         return
     runtime.set_seeds(seed, options.deterministic)
+    runtime.keep_freed_memory()
     size = recipe.data.image_size
     print(f"Recipe {recipe.name}: {stage.backbone}, {size} x {size} pixels, seed {seed}")
     print(f"Images: {len(training)} training, {len(validation)} validation, {len(test)} test")
@@ -112,8 +122,9 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     loss = make_loss(stage.loss, stage.margin, *settings)
     weights = pretrained(stage.backbone, options.weights, is_demo)
     precision = runtime.set_precision(options.precision)
-    embedding = modules.build_embedding(stage, size, weights)
-    run = tracking.start(options.wandb, asdict(recipe), recipe.name)
+    with strategy.scope():
+        embedding = modules.build_embedding(stage, size, weights)
+    run = tracking.start(options.wandb, asdict(recipe), recipe.name) if chief else None
     stopwatch = runtime.Stopwatch()
 
     # == 0. Where there are external images with diagnoses: learn to tell those apart first ============================
@@ -131,7 +142,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     learner = with_head(embedding, loss, len(LABELS), seed)
     last.classes = loss.classes
     judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
-    _, steps = training_batches(training, recipe, seed, full)
+    _, steps = training_batches(training, recipe, seed, full, share=share)
     metric = NeuralNetwork(
         learner,
         "embedding",
@@ -144,7 +155,7 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
     )
     print(f"Stage 1: {stage.loss} loss, {steps} batches an epoch, {precision}")
     metric.fit(
-        lambda epoch: training_batches(training, recipe, seed, full, epoch)[0],
+        lambda epoch: training_batches(training, recipe, seed, full, epoch, share)[0],
         steps,
         stage.epochs,
         lambda: embedding_figures(
@@ -152,17 +163,21 @@ def train(options: argparse.Namespace, recipe: Recipe, data: Path, is_demo: bool
         ),
         stage.patience,
         options.resume,
-        (loss.schedule(stage.epochs), *tracking.callbacks(run, "embedding", folder, options.resume)),
+        (loss.schedule(stage.epochs), *(tracking.callbacks(run, "embedding", folder, options.resume) if chief else ())),
         watch(loss, stage.loss),
         recover=options.on_collapse == "recover",
     )
     stopwatch.lap("embedding")
+    trained = embedding.get_weights()  # of all workers
+    if not chief:
+        print("Stage 1 is done; the chief does the rest.")
+        return
 
     # == 2. Freeze it; train the classifier on its embeddings of augmented views =======================================
     # In float32 whatever the embedding was trained in: what is saved is what is measured.
     runtime.set_precision("float32")
     frozen = modules.build_embedding(stage, size)
-    frozen.set_weights(embedding.get_weights())
+    frozen.set_weights(trained)
     frozen = modules.averaged(frozen, stage.averaged_views)
     seen = training.iloc[oversampled(training["target"].to_numpy(), seed, 0)] if full else training
     inputs = view_batches(seen, recipe.data, recipe.classifier.views, seed)
@@ -288,17 +303,25 @@ def main() -> None:
         return
     named = recipe_named(options.recipe or ("full" if "full-model" in options.words else "lightweight"))
     recipe = with_options(named, vars(options))
+    if options.distribute == "multiworker" and not (options.data or BALANCED).exists():
+        raise UserError(
+            f"--distribute multiworker makes no data set: name one with --data; no {options.data or BALANCED}"
+        )
     data, is_demo = find_data(options.data)
     if is_demo:
         recipe = with_options(demo(named), vars(options))
+    strategy = distribution.start(options.distribute)
     try:
-        if options.fold == "all":
-            train_folds(options, recipe, data, train)
-        else:
-            train(options, recipe, data, is_demo)
+        with distribution.losing_workers(strategy):
+            if options.fold == "all":
+                train_folds(options, recipe, data, strategy, train)
+            else:
+                train(options, recipe, data, is_demo, strategy)
     except tf.errors.OpError as error:
         if broken := re.search(r"ImageError: (.+)", str(error)):
             raise UserError(f"{broken[1]}; it was readable before: see --verify, then --resume") from None
+        if full := next((text for text in map(os.strerror, cli.DISK) if text in str(error)), None):
+            raise UserError(f"a file can't be written ({full}): make room, then --resume") from None
         raise
 
 

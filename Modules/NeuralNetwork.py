@@ -6,10 +6,14 @@
 After each epoch, every SAVE_EVERY seconds within one, and at SIGINT and SIGTERM, one file, `state-<name>.npz`, holds
 all that decides the future: weights, optimizer, the step within the epoch and its figures so far, the best epoch and
 its weights, the last healthy weights and the history. `resume=True` goes on from it, as if nothing had happened.
+
+A model that was made in the scope of a `tf.distribute` strategy is trained by it. Every worker then runs the same
+`fit` and takes the same decisions; the chief alone has the file, and tells the others what it holds.
 """
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from Modules import state
+from Modules import distribution, state
 from Modules.cli import Stopped, UserError, stopping
 from Modules.metric_learning.collapse import Diagnosis, Watch, no_watch
 
@@ -85,8 +89,18 @@ class NeuralNetwork:
         self.recoveries: list[str] = []  # what was wrong each time
         self.weights = {"best": model.get_weights(), "healthy": model.get_weights()}
         self.diagnosis: Diagnosis | None = None  # what the watch last found wrong
-        self._compile = lambda: model.compile(optimize(BACK_OFF ** len(self.recoveries)), loss, metrics=list(metrics))
+        self.strategy = model.distribute_strategy
+
+        def compile_model() -> None:
+            with self.strategy.scope():
+                model.compile(optimize(BACK_OFF ** len(self.recoveries)), loss, metrics=list(metrics))
+
+        self._compile = compile_model
         self._compile()
+
+    @property
+    def is_chief(self) -> bool:
+        return distribution.is_chief(self.strategy)
 
     @property
     def epochs_done(self) -> int:
@@ -114,19 +128,22 @@ class NeuralNetwork:
     ) -> dict[str, list[float]]:
         """Train to `epochs`, or until `patience` (0: never) epochs in a row were no better; end at the best weights.
 
-        `batches(epoch)` is the endless stream that starts at `epoch`, `steps` batches an epoch; `validate` returns the
-        validation's figures. Keras `callbacks` see them among the epoch's logs. `watch` looks at all epochs so far:
-        what it finds wrong is said once and, but for a mere lag, ends the training. With `recover` a collapse takes it
-        back to the last healthy epoch instead, at a lower rate; the epochs since then are struck from the history.
+        `batches(epoch)` is the endless stream that starts at `epoch`, `steps` batches an epoch, each in as many parts
+        as this worker has replicas; `validate` returns the validation's figures. Keras `callbacks` see them among the
+        epoch's logs. `watch` looks at all epochs so far: what it finds wrong is said once and, but for a mere lag, ends
+        the training. With `recover` a collapse takes it back to the last healthy epoch instead, at a lower rate; the
+        epochs since then are struck from the history.
         """
-        if resume and state.exists(self.file):
+        here = len(distribution.share(self.strategy).parts)
+        if resume and distribution.any_worker(self.strategy, self.is_chief and state.exists(self.file)):
             self.restore()
         self.diagnosis = watch.diagnose(self.epochs()) if self.epochs_done else None
         with stopping() as signals:
             while self.epochs_done < epochs and not self.finished(patience):
                 start, done = self.epochs_done, self.step
+                stream = batches(start).skip(done * here) if done else batches(start)
                 self.model.fit(
-                    batches(start).skip(done) if done else batches(start),
+                    distribution.dataset(self.strategy, stream),
                     initial_epoch=start,
                     epochs=start + 1 if done else epochs,  # Keras gives all epochs of a fit as many steps
                     steps_per_epoch=steps - done,
@@ -187,14 +204,15 @@ class NeuralNetwork:
         Raises:
             UserError: the disk is full or fails.
         """
-        arrays = {
+        self.saved = time.monotonic()
+        arrays = {  # read by every worker, because BatchNorm's statistics and the figures come from all of them
             "model": self.model.get_weights(),
-            "optimizer": [variable.numpy() for variable in self.model.optimizer.variables],
+            "optimizer": [variable.numpy() for variable in self.optimizer_variables()],
             "sums": [variable.numpy() for variable in self.metric_variables()] if self.step else [],
             **self.weights,
         }
-        state.write(self.file, {name: getattr(self, name) for name in FACTS}, arrays)
-        self.saved = time.monotonic()
+        if self.is_chief:
+            state.write(self.file, {name: getattr(self, name) for name in FACTS}, arrays)
 
     def restore(self) -> None:
         """Take up the saved state.
@@ -202,7 +220,7 @@ class NeuralNetwork:
         Raises:
             UserError: the file is damaged, or of another run: every value of `identity` must be what it was.
         """
-        facts, parts = state.read(self.file)
+        facts, parts = distribution.from_chief(self.strategy, lambda: state.read(self.file))
         try:
             changed = [name for name, value in self.identity.items() if facts["identity"].get(name) != value]
             if changed:
@@ -214,12 +232,18 @@ class NeuralNetwork:
             self._compile()
             self.sums = parts["sums"]
             self.model.set_weights(parts["model"])
-            self.model.optimizer.build(self.model.trainable_variables)
-            for variable, value in zip(self.model.optimizer.variables, parts["optimizer"], strict=True):
+            with self.strategy.scope():
+                self.model.optimizer.build(self.model.trainable_variables)
+            for variable, value in zip(self.optimizer_variables(), parts["optimizer"], strict=True):
                 variable.assign(value)
             self.weights = {kind: parts[kind] for kind in self.weights}
         except (ValueError, KeyError) as error:
             raise UserError(f"{self.file} can't be resumed ({error}); remove it to start anew") from error
+
+    def optimizer_variables(self) -> list[tf.Variable]:
+        """The optimizer's state; under float16 with the scale of the loss, which Keras leaves out."""
+        scale = getattr(self.model.optimizer, "_loss_scale", None)
+        return [*self.model.optimizer.variables, *([scale.current_loss_scale, scale.counter] if scale else [])]
 
     def metric_variables(self) -> list[tf.Variable]:
         """Where Keras sums up the figures of an epoch."""
@@ -227,7 +251,8 @@ class NeuralNetwork:
 
     def forget(self) -> None:
         """Remove the file of state: there is nothing to resume."""
-        state.forget(self.file)
+        if self.is_chief:
+            state.forget(self.file)
 
 
 class _Epochs(tf.keras.callbacks.Callback):
@@ -257,29 +282,32 @@ class _Epochs(tf.keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch == 0 and self.former:  # not before: Keras makes its metrics at the first batch
             for variable, value in zip(self.network.metric_variables(), self.former, strict=True):
-                variable.assign_add(value)
+                variable.assign(variable.numpy() + value)  # what replicas sum up knows no assign_add
         self.network.step += 1
         self.bar.update()
         self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
         if self.network.step == self.steps:
             return
-        if self.signals or time.monotonic() - self.network.saved > SAVE_EVERY:
+        due = bool(self.signals) or time.monotonic() - self.network.saved > SAVE_EVERY
+        if distribution.any_worker(self.network.strategy, due):
             self.network.save()
             self.stop_on_signal()
 
     def stop_on_signal(self):
-        if self.signals:
+        """A signal to one worker stops all of them."""
+        if distribution.any_worker(self.network.strategy, bool(self.signals)):
             self.bar.close()
             done = f"{self.network.epochs_done} epochs and {self.network.step} batches"
             line = f"stopped after {done} of the {self.network.name}: the same command with --resume goes on"
-            raise Stopped(self.signals[0], line)
+            raise Stopped(self.signals[0] if self.signals else signal.SIGTERM, line)
 
     def on_epoch_end(self, epoch, logs=None):
         self.bar.close()
         seconds = time.perf_counter() - self.begun
         if self.former:
             logs.update({name: float(value) for name, value in self.model.get_metrics_result().items()})
-        logs.update(self.validate())
+        figures = distribution.by_itself(self.validate)
+        logs.update(distribution.mean(self.network.strategy, figures))
         known = self.network.diagnosis
         self.network.record(logs, self.watch)
         name, monitor = self.network.name, self.network.monitor

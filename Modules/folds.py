@@ -13,6 +13,7 @@ from Modules import state
 from Modules.cli import UserError
 from Modules.config import Recipe, without_length
 from Modules.data.manifest import manifest_sha256
+from Modules.distribution import is_chief
 from Modules.evaluation import cross_validation, report
 
 
@@ -46,8 +47,10 @@ def is_done(folder: Path, identity: dict) -> bool:
     return True
 
 
-def train_folds(options: Namespace, recipe: Recipe, data: Path, train: Callable) -> None:
-    """`train` each fold in its own folder and pool their scores."""
+def train_folds(
+    options: Namespace, recipe: Recipe, data: Path, strategy: tf.distribute.Strategy, train: Callable
+) -> None:
+    """`train` each fold in its own folder; the chief pools their scores."""
     folds = sorted(set(load_manifest(data, verify=options.verify)["fold"]) - {-1})
     if not folds:
         raise UserError(f"{data} has no folds: make it with generate_balanced_dataset.py --folds 5")
@@ -56,8 +59,10 @@ def train_folds(options: Namespace, recipe: Recipe, data: Path, train: Callable)
         one = Namespace(**vars(options) | {"fold": fold, "checkpoints": home / f"fold-{fold}"})
         print(f"== Fold {fold} of {len(folds)}")
         tf.keras.backend.clear_session()
-        train(one, recipe, data, is_demo=False)
+        train(one, recipe, data, False, strategy)
         done.append(one.checkpoints)
+    if not is_chief(strategy):
+        return
     pooled = cross_validation.pool(done, options.prevalence)
     report.write_json(home / "cross_validation.json", pooled)
     print(cross_validation.summary(pooled))

@@ -5,7 +5,7 @@ import csv
 import glob
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -28,11 +28,11 @@ def find_pictures(paths: Sequence[Path]) -> Iterator[Path]:
         UserError: a list that can't be read, a pattern that nothing matches.
     """
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # no error where a name is longer than any file's
             yield from _in_folder(path)
         elif path.suffix.lower() in LISTS:
             yield from listed(path)
-        elif glob.has_magic(str(path)) and not path.exists():
+        elif glob.has_magic(str(path)) and not os.path.exists(path):
             found = sorted(glob.glob(str(path), recursive=True))
             if not found:
                 raise UserError(f"nothing matches {path}: expected pictures, folders, patterns or a list of them")
@@ -62,7 +62,7 @@ def listed(file: Path) -> Iterator[Path]:
             if file.suffix.lower() == ".txt":
                 names = (line.strip() for line in stream)
             else:
-                table = csv.DictReader(stream)
+                table = csv.DictReader(line for line in stream if line.strip())
                 column = "path" if "path" in (table.fieldnames or ()) else (table.fieldnames or [""])[0]
                 names = ((row[column] or "").strip() for row in table)
             yield from (file.parent / name for name in names if name)
@@ -82,12 +82,17 @@ def count_pictures(paths: Sequence[Path]) -> int:
     return count
 
 
-def read_batches(files: Iterator[Path], size: int) -> Iterator[list[tuple[Path, np.ndarray | ImageError]]]:
-    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead on all cores."""
+def read_batches(
+    files: Iterator[Path], size: int, read: Callable = read_image
+) -> Iterator[list[tuple[Path, np.ndarray | ImageError]]]:
+    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead on all cores.
 
-    def read(file: Path) -> tuple[Path, np.ndarray | ImageError]:
+    Of another kind of source `read(source, size)` makes the pictures.
+    """
+
+    def try_to_read(file: Path) -> tuple[Path, np.ndarray | ImageError]:
         try:
-            return file, read_image(file, size)
+            return file, read(file, size)
         except ImageError as error:
             return file, error
 
@@ -96,7 +101,7 @@ def read_batches(files: Iterator[Path], size: int) -> Iterator[list[tuple[Path, 
         ahead = deque()
         while True:
             while len(ahead) < AHEAD and (batch := list(islice(files, BATCH))):
-                ahead.append([pool.submit(read, file) for file in batch])
+                ahead.append([pool.submit(try_to_read, file) for file in batch])
             if not ahead:
                 return
             yield [future.result() for future in ahead.popleft()]

@@ -78,7 +78,14 @@ def warm_up(folder: Path, seed: int, resume: bool = False) -> dict:
     loss = make_loss("tfa-semi-hard", MARGIN)
     _, steps = vector_batches(training, targets, BATCH, seed)
     network = NeuralNetwork(
-        build_network(), "embedding", folder, loss, adam(LEARNING_RATE), monitor="val_knn_accuracy", mode="max"
+        build_network(),
+        "embedding",
+        folder,
+        loss,
+        adam(LEARNING_RATE),
+        monitor="val_knn_accuracy",
+        mode="max",
+        identity={"seed": seed, "data": name},
     )
 
     def validate() -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ def written(rows: Iterable[dict], output: Path) -> Iterator[Iterator[dict]]:
         UserError: it can't be written.
     """
     write = FORMATS[output.suffix.lower()]
-    partial = output.with_name(output.name + ".partial")
+    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     try:
         # A name that is no text (on Linux it may be any bytes) is written as it is.
         with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:

@@ -1,5 +1,6 @@
 """The run and its machine: the folder it writes to, seeds, arithmetic precision, time, versions."""
 
+import ctypes
 import os
 import platform
 import shlex
@@ -9,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import sklearn
 import tensorflow as tf
 
 from Modules import state
 from Modules.cli import UserError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+ENOUGH = 0.8  # of the time of float32, so that no chance decides
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -64,8 +66,8 @@ def set_seeds(seed: int, deterministic: bool = False) -> None:
 def fastest_precision() -> str:
     """The arithmetic that trains fastest here without losing quality.
 
-    bfloat16 where the hardware multiplies it: GPUs from compute capability 8 (Ampere) on, CPUs with AMX or AVX-512
-    BF16. float16 on GPUs with tensor cores before that (7.x). Else float32.
+    bfloat16 on GPUs from compute capability 8 (Ampere) on, on CPUs with AMX, and on CPUs with AVX-512 BF16 where it
+    measures so. float16 on GPUs with tensor cores before that (7.x); Keras scales the loss then. Else float32.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
@@ -73,7 +75,33 @@ def fastest_precision() -> str:
         return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
-    return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+    faster = "amx_bf16" in flags or ("avx512_bf16" in flags and probe("bfloat16") < ENOUGH * probe("float32"))
+    return "bfloat16" if faster else "float32"
+
+
+def probe(dtype: str) -> float:
+    """Seconds that a convolution and its gradients take in `dtype`, the least of some turns."""
+    data = [tf.cast(tf.random.stateless_normal(shape, (0, 0)), dtype) for shape in ((8, 32, 32, 128), (3, 3, 128, 128))]
+
+    @tf.function
+    def step(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        result = tf.nn.relu(tf.nn.conv2d(images, kernel, 1, "SAME"))
+        return tf.add_n([tf.reduce_sum(gradient) for gradient in tf.gradients(result, [images, kernel])])
+
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        step(*data).numpy()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: a step's large arrays are the same each time, and new pages cost a tenth of it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def set_precision(name: str) -> str:
@@ -107,7 +135,7 @@ def versions() -> dict[str, str]:
         "tensorflow": tf.__version__,
         "keras": version("keras"),
         "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
+        "scikit-learn": version("scikit-learn"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "gpu": ", ".join(_gpus()) or "none",
     }

@@ -8,7 +8,8 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from zipfile import BadZipFile, ZipFile
+from typing import IO
+from zipfile import ZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -60,17 +61,10 @@ def write(file: Path, facts: dict, arrays: dict[str, list[np.ndarray]]) -> None:
     Raises:
         UserError: the disk is full or fails; what was there before still is.
     """
-    counts = {part: len(values) for part, values in arrays.items()}
-    named = {"facts": np.array(json.dumps(facts)), "counts": np.array(json.dumps(counts))}
-    named |= {f"{part}-{i}": value for part, values in arrays.items() for i, value in enumerate(values)}
     partial = _partial(file)
     try:
         with open(partial, "wb") as stream:
-            # As np.savez does, which leaves an open archive behind where the disk is full.
-            with ZipFile(stream, "w") as archive:
-                for name, array in named.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
+            pack(stream, facts, arrays)
             stream.flush()
             os.fsync(stream.fileno())
         if file.exists():
@@ -95,17 +89,36 @@ def read(file: Path) -> tuple[dict, dict[str, list[np.ndarray]]]:
         if not path.exists():
             continue
         try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as saved:
-                facts, counts = (json.loads(str(saved[name])) for name in ("facts", "counts"))
-                # Reading a member to its end checks its CRC.
-                arrays = {part: [saved[f"{part}-{i}"] for i in range(count)] for part, count in counts.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, BadZipFile) as error:
+            with open(path, "rb") as stream:
+                facts, arrays = unpack(stream)
+        except Exception as error:  # torn bytes can fail anywhere in zipfile, NumPy and json
             problem = str(error)
             continue
         if path != file:
+            path.replace(file)  # else the next `write` would keep the torn one in its place
             tqdm.write(f"{file} is torn: going on from the one before it")
         return facts, arrays
     raise UserError(f"{file} can't be resumed ({problem}); remove it to start anew")
+
+
+def pack(stream: IO[bytes], facts: dict, arrays: dict[str, list[np.ndarray]]) -> None:
+    """Write the content of a file of state."""
+    counts = {part: len(values) for part, values in arrays.items()}
+    named = {"facts": np.array(json.dumps(facts)), "counts": np.array(json.dumps(counts))}
+    named |= {f"{part}-{i}": value for part, values in arrays.items() for i, value in enumerate(values)}
+    # As np.savez does, which leaves an open archive behind where the disk is full.
+    with ZipFile(stream, "w") as archive:
+        for name, array in named.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def unpack(stream: IO[bytes]) -> tuple[dict, dict[str, list[np.ndarray]]]:
+    """What `pack` wrote; any of several errors where it is torn."""
+    with np.load(stream, allow_pickle=False) as saved:
+        facts, counts = (json.loads(str(saved[name])) for name in ("facts", "counts"))
+        # Reading a member to its end checks its CRC.
+        return facts, {part: [saved[f"{part}-{i}"] for i in range(count)] for part, count in counts.items()}
 
 
 def publish(new: Path, folder: Path) -> None:

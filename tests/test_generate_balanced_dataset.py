@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 import generate_balanced_dataset as command
-from Modules.cli import run
+from Modules.cli import UserError, run
 from Modules.data.images import read_image
 from Modules.data.manifest import read_manifest
+from Modules.data.output import replacing
 from tests.Modules.data import malformed
 
 ROOT = Path(__file__).parents[1]
@@ -243,6 +244,25 @@ def test_an_interrupted_run_leaves_the_former_data_set(source, call, tmp_path, m
     assert (tmp_path / "made/manifest.csv").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     table_of(tmp_path / "made")
+
+
+def test_a_kill_between_the_renames_and_a_second_run_cost_nothing(source, call, tmp_path):
+    arguments = ("--source", source, "--output", "made", "--size", 64)
+    assert call(*arguments)[0] == 0
+    before = (tmp_path / "made/manifest.csv").read_bytes()
+    (tmp_path / "made").rename(tmp_path / ".made.former")
+    with replacing(tmp_path / "other"), pytest.raises(UserError, match="another run is writing"):
+        replacing(tmp_path / "other").__enter__()
+    shutil.rmtree(tmp_path / "other")
+
+    def interrupted():
+        with replacing(tmp_path / "made"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "made/manifest.csv").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_a_picture_that_vanishes_is_one_line(source, call, tmp_path, monkeypatch):

@@ -3,19 +3,26 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
+import modules
+import predict
 from dataset import load_manifest, select
+from Modules import export, runtime
+from Modules.cli import UserError
 from Modules.data.hashing import view
 from Modules.data.images import read_image
 from Modules.evaluation import report
 from Modules.predictions import COLUMNS
-from tests.commands import fails, run
+from tests.commands import ROOT, fails, run
 
 
 def test_without_paths_it_repeats_the_numbers_of_training_to_the_last_digit(trained, tmp_path):
@@ -173,6 +180,73 @@ def test_each_picture_gets_a_sheet_and_averaged_views_agree_with_the_views(train
     assert averaged[1] == pytest.approx(views.mean(), abs=1e-5)
 
 
+def test_one_picture_needs_no_library_but_the_networks(trained, balanced, tmp_path):
+    """So that it is answered in seconds. (Keras itself imports pandas and a part of SciPy.)"""
+    script = (
+        "import atexit, runpy, sys\n"
+        "slow = 'sklearn scipy.stats scipy.optimize matplotlib tensorflow_addons tensorflow_datasets wandb faiss "
+        "gradio fastapi jinja2 pandera pyarrow Modules.evaluation.report dataset train'\n"
+        "atexit.register(lambda: print('imported:', *sorted(set(slow.split()) & set(sys.modules))))\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ROOT / 'predict.py')!r}, run_name='__main__')"
+    )
+    file = select(load_manifest(balanced), "test")["file"][0]
+    done = subprocess.run(
+        [sys.executable, "-c", script, file, "--checkpoint", trained / "best_epoch.keras"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 pictures scored" in done.stdout
+    assert done.stdout.splitlines()[-1] == "imported:"
+
+
+def test_a_lower_precision_scores_nearly_alike(trained, balanced, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "fastest_precision", lambda: "bfloat16")
+    files = select(load_manifest(balanced), "test")["file"]
+    tables = []
+    for name in ("float32", "auto"):
+        arguments = [*files, "--checkpoint", trained / "best_epoch.keras", "--precision", name]
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+        predict.main()
+        tables.append(pd.read_csv("predictions.csv"))
+    assert "Scoring in bfloat16." in capsys.readouterr().out
+    exact, fast = (table["probability"] for table in tables)
+    assert not np.array_equal(exact, fast)
+    np.testing.assert_allclose(fast.dropna(), exact[fast.notna()], atol=0.03)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("tflite", "best_epoch.tflite"), ("saved_model", "best_epoch_saved_model")])
+def test_an_exported_model_says_the_same(trained, balanced, tmp_path, monkeypatch, capsys, kind, name):
+    shutil.copytree(trained, tmp_path / "checkpoints")
+    checkpoint = tmp_path / "checkpoints" / "best_epoch.keras"
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--checkpoint", str(checkpoint), "--export", kind])
+    predict.main()
+    assert f"{name}; on 8 pictures it differs by at most" in " ".join(capsys.readouterr().out.split())
+    image = read_image(select(load_manifest(balanced), "test")["file"][0], 32)[None].astype(np.float32)
+    file = checkpoint.with_name(name)
+    if kind == "tflite":
+        interpreter = tf.lite.Interpreter(str(file))
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+        interpreter.invoke()
+        said = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    else:
+        said = tf.saved_model.load(str(file)).signatures["serving_default"](tf.constant(image))["probability"]
+    np.testing.assert_allclose(said, modules.load(checkpoint)(image), atol=1e-4)
+
+
+def test_an_export_that_says_something_else_is_not_kept(trained, tmp_path, monkeypatch):
+    shutil.copy(trained / "best_epoch.keras", tmp_path)
+    model = modules.load(tmp_path / "best_epoch.keras")
+    monkeypatch.setattr(export, "optimised", lambda model: modules.averaged(model, 2, unit_length=False))
+    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3))
+    with pytest.raises(UserError, match="was not written: as saved_model the model says something else"):
+        export.export(model, "saved_model", tmp_path / "other", pictures)
+    assert [file.name for file in tmp_path.iterdir()] == ["best_epoch.keras"]
+
+
 def test_the_gallery_of_another_checkpoint_is_refused(trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained, tmp_path / "checkpoints")
     with open(tmp_path / "checkpoints" / "best_epoch.keras", "ab") as stream:
@@ -212,6 +286,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(trained, balanced, tmp_path, mo
         ([*checkpoint, "gone.txt"], "can't read the list gone.txt"),
         ([*checkpoint, "text.jpg", "--serve"], "--serve takes no PATH"),
         ([*checkpoint, "--serve", "--port", "70000"], "--port 70000"),
+        ([*checkpoint, "--precision", "auto"], "evaluations are measured in float32"),
+        ([*checkpoint, "text.jpg", "--export", "tflite"], "give no PATH"),
     ):
         assert named in fails("predict", *arguments, monkeypatch=monkeypatch, capsys=capsys)
 

@@ -1,7 +1,9 @@
 """The main job through its real command, on a small drawn data set."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.internal.datastore import DataStore
 
@@ -194,7 +197,7 @@ def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undist
         "--image-size", "32", "--epochs", "3", "--classifier-epochs", "2", "--weights", "none",
         "--wandb", "disabled", "--deterministic",
     ]  # fmt: skip
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
 
     def train(moment, folder, *more):
         command = ["tests/killing.py", moment, "train.py", *options, "--checkpoints", folder, *more]
@@ -203,18 +206,27 @@ def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undist
     assert train("never", whole).returncode == 0
     events = int((tmp_path / "whole.events").read_text())
     rng = np.random.default_rng(kills)
-    early = rng.integers(1, events // 2, kills - 1)
-    # Late in the run, at places of their own, so that it comes to them whatever was done before.
-    moments = [*map(str, early[: kills - 1]), *rng.permutation(RESULTS)[:1]]
-    left = 0
-    for moment in moments:
-        done = train(moment, killed, "--resume")
+    finished, states, killed = [], set(), 0
+    while killed < kills:
+        folder = tmp_path / f"killed-{len(finished)}"
+        # The last one late, at a place of its own, so that it comes to it whatever was done before.
+        moment = rng.choice(RESULTS) if killed == kills - 1 else rng.integers(1, events // 2)
+        done = train(moment, folder, "--resume")
         assert done.returncode in (-9, 0), done.stderr
-        left += done.returncode == -9
-    assert left >= 3
-    last = train("never", killed, "--resume")
+        if done.returncode == 0:
+            finished.append(folder)
+        else:
+            killed += 1
+            states |= {file.name.split(".")[0] for file in folder.glob("state-*.npz")}
+    folder = tmp_path / f"killed-{len(finished)}"
+    last = train("never", folder, "--resume")
     assert last.returncode == 0, last.stderr
+    assert states >= {"state-embedding", "state-classifier"}  # it was killed in both stages
+    for resumed in (*finished, folder):
+        assert_ended_alike(whole, resumed)
 
+
+def assert_ended_alike(whole, killed):
     one, other = (json.loads((folder / "best_epoch.json").read_text()) for folder in (whole, killed))
     for name in ("history", "best_epoch", "threshold", "calibration", "test", "test_full", "baseline", "validation"):
         assert one[name] == other[name], name
@@ -236,7 +248,7 @@ def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undist
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_path):
-    """Every file that a run writes meets a full disk once; each time one line says so, and the run can be resumed."""
+    """Again and again, at moments all over the run; each time one line says so, and it can be resumed."""
     options = [
         "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "16", "--epochs", "1",
         "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
@@ -365,6 +377,16 @@ def test_an_unfinished_run_is_not_overwritten(balanced, tmp_path, monkeypatch, c
     )  # fmt: skip
     assert "--resume" in line
     assert (tmp_path / "state-embedding.npz").read_bytes() == b"half"
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, "ResourceExhausted"), (errno.EFBIG, "OutOfRange")])
+def test_a_disk_that_tensorflow_finds_full_is_one_line(number, kind, balanced, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise getattr(tf.errors, f"{kind}Error")(None, None, f"events.out.tfevents; {os.strerror(number)}")
+
+    monkeypatch.setattr("train.train", fail)
+    line = fails("train", "--data", balanced, "--checkpoints", tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+    assert f"({os.strerror(number)}): make room, then --resume" in line
 
 
 def test_help_names_every_word():

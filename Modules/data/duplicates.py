@@ -48,7 +48,7 @@ def near_duplicates(paths: Sequence[str | os.PathLike]) -> pd.DataFrame:
         def confirm(pair: tuple[int, int]) -> tuple[int, int, str, float]:
             first, second = usable[pair[0]], usable[pair[1]]
             images = read_grey(paths[first], SIDE), read_grey(paths[second], SIDE)
-            found = [agreement(*map(_square, images), matrix) for matrix in maps[pair]]
+            found = [agreement(*map(square, images), matrix) for matrix in maps[pair]]
             score, needed, matrix = max(found, key=lambda one: one[0] - one[1])
             return (first, second, _kind(matrix), score) if score >= needed else None
 
@@ -61,7 +61,7 @@ def near_duplicates(paths: Sequence[str | os.PathLike]) -> pd.DataFrame:
 def _describe(path: str | os.PathLike) -> tuple[np.ndarray, Features] | None:
     """Hashes and local features; None where there is nothing to see."""
     try:
-        image = _square(read_grey(path, SIDE))
+        image = square(read_grey(path, SIDE))
     except ImageError:
         return None
     return (phash(image), describe(image)) if image.std() >= BLANK else None
@@ -184,7 +184,8 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(image, (0, 0), sigma)
 
 
-def _square(image: np.ndarray) -> np.ndarray:
+def square(image: np.ndarray) -> np.ndarray:
+    """A grey picture as it is hashed and described: uint8 [SIDE, SIDE]."""
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 

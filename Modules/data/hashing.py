@@ -29,15 +29,19 @@ _BLOCK = 1 << 16  # candidate pairs compared together: arrays of 512 kB, which s
 
 
 def read_grey(path: str | os.PathLike, least: int) -> np.ndarray:
-    """The picture at `path` as uint8 [H, W], both at least `least` pixels where the file has them.
+    """The picture at `path` in grey, see `decode_grey`. Raises ImageError, which names it."""
+    try:
+        return decode_grey(Path(path).read_bytes(), least)
+    except OSError as error:
+        raise ImageError(f"{os.fspath(path)}: {error.strerror}") from None
+
+
+def decode_grey(data: bytes, least: int) -> np.ndarray:
+    """The picture in `data` as uint8 [H, W], both at least `least` pixels where it has them.
 
     JPEGs are decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1 that suffices, which saves most of the work on
     large photographs. Raises ImageError.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{os.fspath(path)}: {error.strerror}") from None
     buffer = np.frombuffer(data, np.uint8)
     for scale in _SCALES if len(data) else ():
         image = cv2.imdecode(buffer, scale)

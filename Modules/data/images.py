@@ -20,6 +20,8 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from Modules.data.records import read_part
+
 FORMATS = {  # as Pillow calls them
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -66,7 +68,7 @@ def decode(data: bytes) -> np.ndarray:
 def read_image(path: str | os.PathLike, size: int | None = None) -> np.ndarray:
     """The picture at `path`, uint8 [H, W, 3] RGB; `size` squashes it to [size, size, 3]. ImageError names the path."""
     try:
-        pixels = decode(_read(path))
+        pixels = decode(read_bytes(path))
     except ImageError as error:
         raise ImageError(f"{os.fspath(path)}: {error}") from None
     return pixels if size is None else resize(pixels, size)
@@ -103,14 +105,18 @@ def scan(paths: Sequence[str | os.PathLike | None], progress: bool = True) -> pd
 def _scan_one(path: str | os.PathLike | None) -> tuple:
     if path is None:
         return 0, 0, 0, "", "", False, "", "absent"
-    data = b""
     try:
-        data = _read(path)
-        picture = _decode(data)
-        reason = None
+        return examine(read_bytes(path), os.path.splitext(path)[1].lower())
     except ImageError as error:
-        picture = None
-        reason = f"unreadable: {error}"
+        return 0, 0, 0, "", "", False, "", f"unreadable: {error}"
+
+
+def examine(data: bytes, extension: str) -> tuple:
+    """SCANNED of the file whose bytes are `data`; `extension` is that of its name."""
+    try:
+        picture, reason = _decode(data), None
+    except ImageError as error:
+        picture, reason = None, f"unreadable: {error}"
     digest = hashlib.sha256(data).hexdigest() if data else ""
     if picture is None:
         return 0, 0, len(data), digest, "", False, "", reason
@@ -119,14 +125,16 @@ def _scan_one(path: str | os.PathLike | None) -> tuple:
         reason = f"tiny: {width}x{height} pixels"
     elif (spread := float(cv2.meanStdDev(picture.pixels)[1].max())) < BLANK:
         reason = f"blank: its grey levels vary by {spread:.1f}"
-    extension = os.path.splitext(path)[1].lower()
     misnamed = () if extension in FORMATS[picture.format] else (f"{picture.format} named {extension}",)
     shown = hashlib.blake2b(picture.pixels, digest_size=16, key=f"{width}x{height}".encode()).hexdigest()
     return width, height, len(data), digest, shown, picture.plain, ", ".join(picture.notes + misnamed), reason
 
 
-def _read(path: str | os.PathLike) -> bytes:
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """What the file, or the part of a record file, holds. Raises ImageError, without naming it."""
     try:
+        if (part := read_part(os.fspath(path))) is not None:
+            return part
         if not os.path.isfile(path):  # a pipe or device would wait for ever
             raise ImageError("there is no such file" if not os.path.exists(path) else "not a file")
         if (size := os.path.getsize(path)) > BYTE_LIMIT:
@@ -134,6 +142,8 @@ def _read(path: str | os.PathLike) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from None
+    except EOFError as error:
+        raise ImageError(str(error)) from None
 
 
 def _decode(data: bytes) -> Picture:

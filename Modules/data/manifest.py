@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from Modules.cli import UserError
-from Modules.data.metadata import shown
+from Modules.data.images import ImageError, read_bytes
+from Modules.data.metadata import ID, shown
+from Modules.data.records import exists, located
 from Modules.data.splits import SHARES, assign, draw_balanced
 
 TABLE, FACTS = "manifest.csv", "manifest.json"
@@ -86,7 +88,7 @@ def read_manifest(folder: Path, verify: bool = False) -> pd.DataFrame:
         table = table[list(COLUMNS)].join(table.reindex(columns=list(CLINICAL)).astype("str"))
         table = table.astype({"target": int, "fold": int, "age_approx": float})
         table["balanced"] = table["balanced"].map({"True": True, "False": False}).astype(bool)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise UserError(f"{folder / TABLE} is no manifest: {error}. {REMEDY}") from None
     _check(table, folder)
     _check_files(table, folder, verify)
@@ -150,6 +152,7 @@ def _check(table: pd.DataFrame, folder: Path) -> None:
     problems = {
         "a split that isn't one of " + ", ".join(SPLITS): table.loc[~table["split"].isin(SPLITS), "isic_id"],
         "a target that isn't 0 or 1": used.loc[~used["target"].isin([0, 1]), "isic_id"],
+        "an id that is none": table.loc[~table["isic_id"].str.fullmatch(f"{ID}(@{ID})?", na=False), "isic_id"],
         "more than one row of an id": table.loc[table["isic_id"].duplicated(), "isic_id"],
         "excluded images in the balanced set": table.loc[table["balanced"] & (table["split"] == "excluded"), "isic_id"],
         "a patient on two sides of the split": _crossing(used["patient_id"], side),
@@ -177,11 +180,15 @@ def _crossing(key: pd.Series, side: pd.Series) -> list[str]:
 
 def _check_files(table: pd.DataFrame, folder: Path, verify: bool) -> None:
     used = table[table["split"] != "excluded"]
-    absent = [path for path in used["path"] if not (folder / path).is_file()]
+    files = located(folder, used["path"])
+    absent = [path for path, file in zip(used["path"], files, strict=True) if not exists(file)]
     if absent:
         raise UserError(f"{folder}: pictures are missing: {shown(absent)}. {REMEDY}")
     rows = np.arange(len(used)) if verify else np.unique(np.linspace(0, len(used) - 1, SAMPLE).astype(int))
     for row in rows if len(used) else ():
-        path = used["path"].iloc[row]
-        if hashlib.sha256((folder / path).read_bytes()).hexdigest() != used["sha256"].iloc[row]:
-            raise UserError(f"{folder / path} is another picture than was written. {REMEDY}")
+        try:
+            same = hashlib.sha256(read_bytes(files[row])).hexdigest() == used["sha256"].iloc[row]
+        except ImageError:
+            same = False
+        if not same:
+            raise UserError(f"{files[row]} is another picture than was written. {REMEDY}")

@@ -34,6 +34,7 @@ COLUMNS = (
     "target",
 )
 ALIASES = {"image_name": "isic_id"}
+ID = r"\w[\w.\- ]{0,127}"  # becomes a file's name: nothing that could leave the folder it belongs in
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"]
 UNKNOWN = "unknown"
 BYTE_LIMIT = 2**28  # of a table; ISIC 2020's has 2 MB
@@ -161,10 +162,7 @@ def _check(table: pd.DataFrame, path: Path) -> None:
         warnings.filterwarnings("ignore", "Using typeguard < 3")
         import pandera.pandas as pa  # a third of a second: only who reads a table waits for it
 
-    # An id becomes a file's name: nothing that could leave the folder it belongs in.
-    columns = {
-        "isic_id": pa.Column(str, pa.Check.str_matches(r"^\w[\w.\- ]{0,127}$", error="not an id"), nullable=False)
-    }
+    columns = {"isic_id": pa.Column(str, pa.Check.str_matches(f"^{ID}$", error="not an id"), nullable=False)}
     if "target" in table:
         columns["target"] = pa.Column(str, pa.Check.isin(["0", "1"], error="not 0 or 1"), nullable=False)
     elif "benign_malignant" in table:
@@ -240,7 +238,10 @@ def read_csv(path: Path) -> pd.DataFrame:
         )
     header = text.splitlines()[0]
     separator = max(",;\t", key=header.count)
-    names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    try:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    except csv.Error as error:
+        raise UserError(f"{path}: the header is none: {error}") from None
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{path}: the header names {repeated[0]!r} more than once")
     try:

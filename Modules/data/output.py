@@ -1,5 +1,6 @@
 """Write a data set's folder, whole or not at all: everything goes into a sibling that takes its place at the end."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -31,21 +32,35 @@ def check_output(output: Path, sources: Sequence[Path]) -> None:
 
 @contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `output` when the block ends well; otherwise `output` stays as it was."""
-    new, former = (output.with_name(f".{output.name}.{state}") for state in ("partial", "former"))
+    """An empty folder that takes the place of `output` when the block ends well; otherwise `output` stays as it was.
+
+    Raises:
+        UserError: another process is writing `output`, or it can't be written.
+    """
+    new, former, lock = (output.with_name(f".{output.name}.{state}") for state in ("partial", "former", "lock"))
     try:
-        for rest in (new, former):  # of a run that was killed
-            shutil.rmtree(rest, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
-        if output.exists():
-            output.rename(former)
-        new.rename(output)
-        shutil.rmtree(former, ignore_errors=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "w") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another run is writing {output}: wait for its end, or name another folder") from None
+            if former.exists() and not output.exists():  # of a run that was killed between the two renames below
+                former.rename(output)
+            for rest in (new, former):
+                shutil.rmtree(rest, ignore_errors=True)
+            new.mkdir()
+            try:
+                yield new
+                if output.exists():
+                    output.rename(former)
+                new.rename(output)
+                shutil.rmtree(former, ignore_errors=True)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+                lock.unlink(missing_ok=True)
     except (OSError, ImageError) as error:  # a picture may vanish after it was scanned
         raise UserError(f"cannot write {output}: {error}") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def write_pictures(images: pd.DataFrame, folder: Path, output: Path, size: int) -> pd.DataFrame:

@@ -5,9 +5,7 @@ the saved model. (Isotonic regression would do neither, and needs many hundreds 
 """
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit, logit
-from sklearn.metrics import roc_curve
 
 from Modules.cli import UserError, nearest
 from Modules.evaluation.intervals import bootstrap, interval
@@ -53,6 +51,8 @@ def fit(
         return share @ (np.logaddexp(0, z) - smoothed * z), np.array([residual @ logits, np.sum(residual)])
 
     offsets = (None, None) if method == "platt" else (0.0, 0.0)
+    from scipy.optimize import minimize  # slow to import, and not needed to score a picture
+
     found = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=[SCALES, offsets], options={"ftol": 1e-14})
     return float(found.x[0]), float(found.x[1])
 
@@ -191,6 +191,8 @@ def choose_threshold(
         raise UserError(
             f"threshold rule {rule} needs images of both classes, here are {negatives} benign and {positives} malignant"
         )
+    from sklearn.metrics import roc_curve  # as above
+
     fpr, tpr, scores = roc_curve(target, probability, drop_intermediate=False)  # from (0, 0), score = infinity
     false_alarms, hits = fpr * negatives, tpr * positives
     if name == "youden":

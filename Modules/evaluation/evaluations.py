@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from dataset import image_batches, load_manifest, select
 from Modules.cli import UserError
@@ -16,11 +15,10 @@ from Modules.data.manifest import is_data_set, manifest_sha256
 from Modules.evaluation import assessment, evidence, external, familiarity, html, report, scoring
 from Modules.evaluation.calibration import correct_prior, errors_at
 from Modules.evaluation.comparison import compare
+from Modules.evaluation.evidence import Loaded
 from Modules.evaluation.intervals import patient_codes
 from Modules.evaluation.metrics import evaluate
 from Modules.evaluation.subgroups import described, subgroups
-
-Loaded = tuple[tf.keras.Model, dict, dict]  # a checkpoint: its model, its facts, its gallery
 
 
 def run(options: argparse.Namespace, loaded: Loaded, other: Loaded | None) -> None:

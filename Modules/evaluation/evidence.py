@@ -21,12 +21,16 @@ from Modules.data.manifest import LABELS
 from Modules.evaluation import familiarity, gallery, scoring
 from Modules.evaluation.calibration import correct_prior
 from Modules.evaluation.metrics import PREVALENCE
+from Modules.inference import optimised
 from Modules.safe_model import absent
 
 UNFAMILIAR = "unlike known lesions"  # in place of a class
 NEEDED = ("data", "fold", "manifest_sha256", "prevalence", "sha256", "difference", "report_images")  # of the facts
 TRAINING_PREVALENCE = 0.5  # batches show both classes alike
 NOTICE = "This is no medical device. It misses melanomas. Whoever is worried about a lesion should see a doctor."
+
+
+Loaded = tuple[tf.keras.Model, dict, dict]  # a checkpoint: its model, its facts, its gallery
 
 
 class Neighbour(NamedTuple):
@@ -107,9 +111,11 @@ def check_gallery(model: tf.keras.Model, known: dict[str, np.ndarray]) -> None:
         raise UserError("gallery.npz does not fit the model beside it: train again")
 
 
-def open_checkpoint(model: tf.keras.Model, facts: dict, known: dict[str, np.ndarray]) -> Checkpoint:
-    """A checkpoint from its parts: the loaded model, `load_facts` and `gallery.read`."""
-    return Checkpoint(model, facts, known, scoring.compiled(with_evidence(model)))
+def open_checkpoint(
+    model: tf.keras.Model, facts: dict, known: dict[str, np.ndarray], policy: str = "float32"
+) -> Checkpoint:
+    """A checkpoint from its parts: the loaded model, `load_facts` and `gallery.read`; it scores in `policy`."""
+    return Checkpoint(model, facts, known, scoring.compiled(with_evidence(optimised(model, policy))))
 
 
 def with_evidence(model: tf.keras.Model) -> tf.keras.Model:
@@ -146,12 +152,12 @@ def judge(checkpoint: Checkpoint, pictures: np.ndarray, k: int, views: int = 1) 
 
     views: flips and turns (1 to 8) of each picture over which probability and embedding are averaged.
     """
-    turned = (np.stack([view(picture, i) for picture in pictures]).astype(np.float32) for i in range(views))
-    scored = [[part.numpy() for part in checkpoint.run(images)] for images in turned]
-    probability = np.mean([parts[0][:, 0] for parts in scored], axis=0)
-    embeddings = np.mean([parts[1] for parts in scored], axis=0)
+    turned = np.stack([view(picture, i) for i in range(views) for picture in pictures])
+    scored = (part.numpy() for part in checkpoint.run(turned.astype(np.float32)))
+    probability, embeddings, textures = (part.reshape(views, len(pictures), -1) for part in scored)
+    probability, embeddings = probability.mean(axis=0)[:, 0], embeddings.mean(axis=0)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    distances = familiarity.distance(scored[0][2], checkpoint.gallery)
+    distances = familiarity.distance(textures[0], checkpoint.gallery)
 
     known, facts = checkpoint.gallery, checkpoint.facts
     excluded = np.stack([gallery.relatives(gallery.picture_hashes(picture), known) for picture in pictures])

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import tensorflow as tf
-from sklearn.covariance import ledoit_wolf
 
 FALSE_ALARMS = 0.02  # share of dermoscopic pictures that may be refused
 FINEST = 10  # a map counts while it has one value in so many pixels of the picture a side
@@ -47,6 +46,8 @@ def texture(model: tf.keras.Model) -> tf.Tensor:
 
 def fit(textures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre [F] and whitening [F, F] of the training images' textures [N, F], both float32."""
+    from sklearn.covariance import ledoit_wolf  # slow to import, and not needed to score a picture
+
     centre = textures.mean(axis=0, dtype=np.float64)
     covariance, _ = ledoit_wolf(textures - centre, assume_centered=True)
     variances, axes = np.linalg.eigh(covariance)

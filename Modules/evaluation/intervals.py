@@ -8,8 +8,6 @@ patient was drawn. A statistic that takes weights [R, N] then costs a few matrix
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student_t
 
 from Modules.metric_learning.sampling import group_codes
 
@@ -54,6 +52,9 @@ def interval(values: np.ndarray, patients: int) -> tuple[list[float] | None, str
     Percentiles, moved outwards for few patients, for whom plain ones are too narrow by √((n - 1) / n) and Student's t
     ("expanded percentile", Hesterberg, The American Statistician 2015).
     """
+    from scipy.stats import norm  # slow to import, and not needed to score a picture
+    from scipy.stats import t as student_t
+
     defined = values[np.isfinite(values)]
     if len(defined) < ENOUGH * len(values):
         return None, f"undefined in {1 - len(defined) / len(values):.0%} of the resamples"

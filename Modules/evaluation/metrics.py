@@ -7,7 +7,6 @@ metric; the resamples of the bootstrap come from one vectorised pass over the so
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn import metrics as sk
 
 from Modules.evaluation.intervals import Statistic, bootstrap, interval, patient_codes
 
@@ -45,11 +44,11 @@ def evaluate(
 
     Raises ValueError for shapes that differ, probabilities that are not in 0..1 (NaN among them), targets but 0 and 1.
     """
+    from sklearn.metrics import confusion_matrix  # slow to import, and not needed to score a picture
+
     target, probability = _checked(target, probability)
     codes = patient_codes(patients, len(target))
-    matrix = (
-        sk.confusion_matrix(target, probability >= threshold, labels=[0, 1]) if len(target) else np.zeros((2, 2), int)
-    )
+    matrix = confusion_matrix(target, probability >= threshold, labels=[0, 1]) if len(target) else np.zeros((2, 2), int)
     values = _proportions(*matrix.ravel().astype(np.float64), prevalence) | _scores(target, probability)
     result = {
         "n": len(target),
@@ -153,14 +152,16 @@ def _proportions(tn, fp, fn, tp, prevalence: float) -> dict:
 
 
 def _scores(target: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
     ranking = ["roc_auc", "average_precision", "pauc_above_80_tpr"]
     ranking += ["sensitivity_at_90_specificity", "specificity_at_90_sensitivity"]
     scores = dict.fromkeys([*ranking, "brier", "ece"], np.nan)
     if 0 < target.sum() < len(target):
-        fpr, tpr, _ = sk.roc_curve(target, probability, drop_intermediate=False)
+        fpr, tpr, _ = roc_curve(target, probability, drop_intermediate=False)
         area_above = _area_above(np.diff(fpr)[None], tpr[None], MINIMUM_TPR)
-        scores["roc_auc"] = sk.roc_auc_score(target, probability)
-        scores["average_precision"] = sk.average_precision_score(target, probability)
+        scores["roc_auc"] = roc_auc_score(target, probability)
+        scores["average_precision"] = average_precision_score(target, probability)
         scores["pauc_above_80_tpr"] = area_above[0]
         scores |= {name: value[0] for name, value in _operating_points(fpr[None], tpr[None]).items()}
     if len(target):

@@ -27,7 +27,8 @@ without a term (no positive pair; for triplets also one class) has loss 0 and gr
 "On one point" is the loss of a network that has collapsed: the same number epoch after epoch is the sign of it.
 * defined for any length, but the network may then meet the margin by growing its vectors instead of turning them.
 
-`make_loss` makes the Keras loss of a name; names joined by commas are a mining schedule.
+`make_loss` makes the Keras loss of a name, over the global batch where replicas share one; names joined by commas are
+a mining schedule.
 """
 
 import inspect
@@ -39,6 +40,7 @@ from functools import partial
 import tensorflow as tf
 
 from Modules.cli import UserError, nearest
+from Modules.distribution import gathered
 
 DISTANCES = ("L2", "squared-L2")
 SCALE = 16.0  # of unit-length embeddings before a classification (NormFace, Wang et al., ACM MM 2017, section 3.3)
@@ -282,7 +284,8 @@ class MetricLoss(tf.keras.losses.Loss):
         self.stage = tf.Variable(0, trainable=False)
 
     def call(self, labels, outputs):
-        value = self.metric_loss(labels, outputs)
+        labels, outputs = gathered(labels, outputs)
+        value = self._metric_loss(labels, outputs)
         if self.classification:
             logits = outputs[:, -self.classes :]
             entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(classes_of(labels), logits)
@@ -291,6 +294,9 @@ class MetricLoss(tf.keras.losses.Loss):
 
     def metric_loss(self, labels, outputs):
         """The metric loss alone: what the collapse watch compares with the margin."""
+        return self._metric_loss(*gathered(labels, outputs))
+
+    def _metric_loss(self, labels, outputs):
         embeddings = outputs[:, : -self.classes] if self.classification else outputs
 
         def value(loss):
@@ -346,13 +352,14 @@ def with_head(embedding: tf.keras.Model, loss: MetricLoss, classes: int, seed: i
     embeddings and logits side by side. A linear classifier on vectors of length 1 needs weights that grow large before
     it can be sure of anything; it gets them SCALE long.
     """
-    if arcface in loss.stages:
-        return tf.keras.Model(embedding.input, CosineHead(classes, seed)(embedding.output))
-    if not loss.classification:
-        return embedding
-    loss.classes = classes
-    layers = tf.keras.layers
-    draw = tf.keras.initializers.GlorotUniform(seed)
-    head = layers.Dense(classes, kernel_initializer=draw, dtype="float32", name="classification")
-    logits = head(layers.Rescaling(SCALE, dtype="float32")(embedding.output))
-    return tf.keras.Model(embedding.input, layers.Concatenate(dtype="float32")([embedding.output, logits]))
+    with embedding.distribute_strategy.scope():
+        if arcface in loss.stages:
+            return tf.keras.Model(embedding.input, CosineHead(classes, seed)(embedding.output))
+        if not loss.classification:
+            return embedding
+        loss.classes = classes
+        layers = tf.keras.layers
+        draw = tf.keras.initializers.GlorotUniform(seed)
+        head = layers.Dense(classes, kernel_initializer=draw, dtype="float32", name="classification")
+        logits = head(layers.Rescaling(SCALE, dtype="float32")(embedding.output))
+        return tf.keras.Model(embedding.input, layers.Concatenate(dtype="float32")([embedding.output, logits]))

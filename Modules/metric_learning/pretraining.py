@@ -7,6 +7,7 @@ of one checkpoint folder do, and others it can be copied to.
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -16,6 +17,7 @@ import pandas as pd
 import tensorflow as tf
 
 from dataset import training_batches
+from Modules import distribution, runtime, state
 from Modules.cli import UserError
 from Modules.config import Recipe
 from Modules.metric_learning.losses import make_loss, with_head
@@ -27,10 +29,10 @@ SEED = 0
 def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, folder: Path, options: dict) -> str:
     """Train `embedding` in place on the diagnoses of `external`; the name of the file in `folder` that keeps it.
 
-    Same loss, augmentation and schedule as stage 1. `options`: weights and resume of the run.
+    Same loss, augmentation and schedule as stage 1. `options`: weights, resume and deterministic of the run.
 
     Raises:
-        UserError: fewer than two diagnoses.
+        UserError: fewer than two diagnoses; another process is at it, or one was cut off and `resume` is not asked for.
     """
     diagnosis = external["diagnosis"].str.lower()
     known = external[diagnosis.notna()].reset_index(drop=True)
@@ -47,25 +49,31 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
         "data": asdict(recipe.data),
         "embedding": asdict(stage) | {"epochs": 0, "patience": 0, "averaged_views": 0},
         "weights": options["weights"],
+        "policy": tf.keras.mixed_precision.global_policy().name,
+        "deterministic": options["deterministic"],
     }
     identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     file = folder / f"pretrained-{identity}.npz"
-    if file.is_file():
+    strategy = embedding.distribute_strategy
+    share = distribution.share(strategy)
+    _, kept = distribution.from_chief(strategy, lambda: ({}, _read(file)))
+    if kept:
         print(f"Stage 0: {file} has it already")
         try:
-            with np.load(file, allow_pickle=False) as saved:
-                embedding.set_weights([saved[name] for name in saved.files])
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise UserError(f"{file} is damaged ({error}): remove it to pretrain anew") from None
+            embedding.set_weights(kept["weights"])
+        except ValueError as error:
+            raise _damaged(file, error) from None
         return file.name
 
+    if distribution.is_chief(strategy):
+        runtime.claim(folder, options["resume"])  # which the folds share
     loss = make_loss(
         stage.loss, stage.margin, stage.distance, stage.final_margin or None, stage.classification, stage.positives
     )
     table = known.assign(target=codes)
     # Each image once an epoch: with as many of every diagnosis the rarest would come by the dozen.
     recipe = replace(recipe, embedding=replace(stage, batches="shuffled"))
-    _, steps = training_batches(table, recipe, SEED)
+    _, steps = training_batches(table, recipe, SEED, share=share)
     network = NeuralNetwork(
         with_head(embedding, loss, len(names), SEED),
         f"pretraining-{identity}",
@@ -77,15 +85,35 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     )
     print(f"Stage 0: {len(table)} external images of {len(names)} diagnoses, {steps} batches an epoch")
     network.fit(
-        lambda epoch: training_batches(table, recipe, SEED, start=epoch)[0],
+        lambda epoch: training_batches(table, recipe, SEED, start=epoch, share=share)[0],
         steps,
         stage.pretrain_epochs,
         resume=options["resume"],
         callbacks=(loss.schedule(stage.pretrain_epochs),),
     )
-    partial = file.with_suffix(".partial")
-    with open(partial, "wb") as stream:
-        np.savez(stream, *embedding.get_weights())
-    partial.replace(file)
+    weights = embedding.get_weights()  # of all workers
+    if network.is_chief:
+        partial = file.with_suffix(".partial")
+        with open(partial, "wb") as stream:
+            np.savez(stream, *weights)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+        state.sync(folder)
     network.forget()
     return file.name
+
+
+def _read(file: Path) -> dict[str, list[np.ndarray]]:
+    """The weights that a former run kept, if one did."""
+    if not file.is_file():
+        return {}
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            return {"weights": [saved[name] for name in saved.files]}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged ({error}): remove it to pretrain anew")

@@ -9,7 +9,6 @@ None, never NaN.
 from collections.abc import Iterator
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from Modules.metric_learning.sampling import group_codes
 
@@ -279,5 +278,7 @@ def _roc_auc(targets: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> fl
     """Mean over the classes of one against the rest, of two classes just the second; None where undefined."""
     first = len(classes) == 2
     sides = [(targets == value, score) for value, score in zip(classes[first:], scores.T[first:], strict=True)]
+    from sklearn.metrics import roc_auc_score  # slow to import, and not needed to score a picture
+
     aucs = [roc_auc_score(side, score) for side, score in sides if 0 < side.sum() < len(side)]
     return float(np.mean(aucs)) if aucs else None

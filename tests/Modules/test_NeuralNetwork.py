@@ -254,6 +254,23 @@ def whole(tmp_path_factory):
     return net
 
 
+def test_under_float16_the_scale_of_the_loss_is_taken_up_again(tmp_path):
+    runtime.set_precision("float16")
+    try:
+        first, second = network(tmp_path), network(tmp_path, seed=1)
+    finally:
+        runtime.set_precision("float32")
+    fit(first, 1, Script(first, VALUES))
+    scale = first.model.optimizer._loss_scale
+    assert scale.counter.numpy() == len(VECTORS) // BATCH
+    scale.current_loss_scale.assign(1024.0)
+    first.save()
+    second.restore()
+    optimizers = ([variable.numpy() for variable in net.optimizer_variables()] for net in (first, second))
+    assert_same(*optimizers)
+    assert second.model.optimizer.loss_scale.numpy() == 1024
+
+
 @pytest.mark.parametrize("cut", [1, 4])
 def test_a_cut_changes_nothing(tmp_path, whole, cut):
     first = full_network(tmp_path)

@@ -36,12 +36,18 @@ def test_patterns_are_matched_unless_a_file_is_called_so(folder):
         names(folder, "*.webp")
 
 
+def test_a_name_longer_than_any_file_is_a_picture_that_is_not_there(folder):
+    assert names(folder, "x" * 300) == ["x" * 300]
+    assert isinstance(next(read_batches(find_pictures([folder / ("x" * 300)]), 8))[0][1], ImageError)
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
         ("list.txt", "b.jpg\n\n  deep/d.jpeg \r\ngone.jpg"),
         ("list.CSV", "isic_id,path\n1,b.jpg\n2,deep/d.jpeg\n3,\n4,gone.jpg\n"),
         ("list.csv", "\ufefffile,target\nb.jpg,0\ndeep/d.jpeg,1\ngone.jpg\n"),
+        ("list.csv", "\n \npath\nb.jpg\n\ndeep/d.jpeg\ngone.jpg\n"),
     ],
 )
 def test_lists_name_pictures_from_their_own_folder(folder, file, text):

@@ -107,6 +107,14 @@ def test_the_saved_embedding_opens_without_our_code(warm):
     assert silhouette == pytest.approx(warm[1]["test"]["silhouette"], abs=1e-4)
 
 
+def test_a_run_of_another_seed_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "STEPS", 1)
+    monkeypatch.setattr(mnist.NeuralNetwork, "forget", lambda self: None)
+    warm_up(tmp_path, seed=0)
+    with pytest.raises(UserError, match="seed"):
+        warm_up(tmp_path, seed=1, resume=True)
+
+
 def test_an_unfinished_run_is_not_overwritten(tmp_path):
     (tmp_path / "state-embedding.npz").touch()
     with pytest.raises(UserError, match="--resume"):

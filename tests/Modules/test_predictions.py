@@ -44,6 +44,17 @@ def test_json_lines_hold_the_neighbours_as_objects(tmp_path):
     assert lines[1]["probability"] is None
 
 
+def test_two_that_write_the_same_table_do_not_mix(tmp_path, monkeypatch):
+    with written(ROWS, tmp_path / "out.csv") as one:
+        next(one)
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        with written(ROWS[:1], tmp_path / "out.csv") as other:
+            list(other)
+        list(one)
+    assert (tmp_path / "out.csv").read_bytes().count(b"\n") == 1 + len(ROWS)
+    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+
+
 def test_a_table_cut_off_leaves_the_former_one(tmp_path):
     (tmp_path / "out.csv").write_text("former")
 

@@ -111,6 +111,34 @@ def test_any_step_of_a_write_may_fail(name, file, monkeypatch):
     assert_read(file, SECOND)
 
 
+def test_after_a_torn_state_a_write_that_fails_costs_nothing_either(file, monkeypatch):
+    file.write_bytes(file.read_bytes()[:50])
+    assert_read(file, FIRST)
+
+    replace = type(file).replace
+
+    def fail(self, target):
+        if self == state._partial(file):
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(type(file), "replace", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        state.write(file, {"epoch": 3}, FIRST[1])
+    monkeypatch.undo()
+    assert_read(file, FIRST)
+
+
+def test_any_changed_byte_is_noticed_or_changes_nothing(file):
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        former = state._former(file).read_bytes()
+        facts, _ = state.read(file)
+        assert facts in (FIRST[0], SECOND[0])
+        state._former(file).write_bytes(former)
+
+
 # --- The lock ---------------------------------------------------------------------------------------------------------
 
 

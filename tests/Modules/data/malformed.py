@@ -210,6 +210,7 @@ def broken_tables() -> dict[str, tuple[bytes, str]]:
         "row-too-long": (PLAIN_TABLE + "A90,P9,0,1,2\n", "line 26"),
         "row-too-short": (PLAIN_TABLE + "A90,P9\n", "row 26, column target: missing"),
         "quote-left-open": (PLAIN_TABLE + '"A90,P9,0\n', "not a table"),
+        "header-endless": (PLAIN_TABLE.replace("isic_id", "i" * 140_000), "the header is none"),
         "html": ("<!DOCTYPE html>\n<html>404 Not Found</html>\n", "isic_id"),
         "json": ('[{"isic_id": "A0", "target": 1}]\n', "no row"),
         "other-ids": (PLAIN_TABLE.replace("A", "B"), "no picture"),

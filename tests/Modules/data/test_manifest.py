@@ -116,7 +116,9 @@ def test_an_edit_by_hand_is_recognised(folder):
         ),
         ("z", {"balanced": True}, "excluded images in the balanced set: z"),
         ("train00", {"path": "train/malignant/train00.jpg"}, "a path that contradicts split, target or id: train00"),
+        ("train00", {"isic_id": "../../outside", "path": "train/benign/../../outside.jpg"}, "an id that is none"),
         ("train00", {"target": "one"}, "is no manifest"),
+        ("train00", {"target": "9" * 30}, "is no manifest"),
         ("train00", {"fold": None}, "is no manifest"),
     ],
 )

@@ -17,7 +17,7 @@ from Modules.metric_learning.pretraining import pretrain
 from Modules.metric_learning.quality import embedding_quality
 
 COLOURS = {"nv": (200, 40, 40), "MEL": (40, 200, 40), "bkl": (40, 40, 200)}
-OPTIONS = {"seed": 0, "weights": "none", "resume": False}
+OPTIONS = {"seed": 0, "weights": "none", "resume": False, "deterministic": False}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_it_learns_the_diagnoses_and_the_next_run_takes_what_was_learned(externa
     config = recipe()
     embedding = network(config)
     name = pretrain(embedding, external, config, tmp_path, OPTIONS)
-    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", name]
     known = external.dropna(subset=["diagnosis"]).reset_index(drop=True)
     vectors = embed(embedding, image_batches(known, config.data), len(known), "")[0]
     assert embedding_quality(vectors, pd.factorize(known["diagnosis"])[0], None)["recall_at_1"] > 0.8
@@ -74,9 +74,16 @@ def test_another_recipe_or_set_of_images_is_another_pretraining(external, tmp_pa
             (recipe(), external[1:], OPTIONS),
             (recipe(), external, OPTIONS | {"seed": 1}),  # nor does the run's seed
             (recipe(), external, OPTIONS | {"weights": "imagenet"}),
+            (recipe(), external, OPTIONS | {"deterministic": True}),
         )
     }
-    assert len(names) == 4
+    assert len(names) == 5
+
+
+def test_a_pretraining_that_was_cut_off_is_not_begun_anew_unasked(external, tmp_path):
+    (tmp_path / "state-pretraining-of-another-fold.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="holds a run that was cut off: --resume"):
+        pretrain(network(recipe()), external, recipe(), tmp_path, OPTIONS)
 
 
 def test_a_single_diagnosis_can_not_be_told_apart(external, tmp_path):

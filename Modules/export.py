@@ -1,0 +1,69 @@
+"""The saved model in other forms, for programs without Keras: each checked against the model before it is kept."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from Modules.cli import UserError
+from Modules.inference import optimised
+
+KINDS = ("tflite", "saved_model")
+PICTURES = 8  # that are compared
+TOLERANCE = 1e-4  # of the probability
+
+
+def export(model: tf.keras.Model, kind: str, file: Path, pictures: np.ndarray) -> float:
+    """Write `model` (images float32 [B, S, S, 3] in 0..255 -> probability [B, 1]) as `file`, a folder for saved_model.
+
+    Args:
+        pictures: uint8 [N, S, S, 3], on which the largest difference, which is returned, is measured.
+
+    Raises:
+        UserError: it says something else than the model, or can't be written; nothing is left then.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    images = pictures.astype(np.float32)
+    try:
+        run = {"tflite": _tflite, "saved_model": _saved_model}[kind](optimised(model), partial)
+        difference = float(np.abs(run(images) - model.predict_on_batch(images)).max())
+        if not difference <= TOLERANCE:
+            raise UserError(f"{file} was not written: as {kind} the model says something else, by {difference:.2g}")
+        if file.is_dir():
+            shutil.rmtree(file)
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"can't write {file} ({error.strerror or error})") from None
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+    return difference
+
+
+def _tflite(model: tf.keras.Model, file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    file.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    interpreter = tf.lite.Interpreter(str(file))
+    place, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    interpreter.allocate_tensors()
+
+    def one(image: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(place, image[None])
+        interpreter.invoke()
+        return interpreter.get_tensor(result)[0]
+
+    return lambda images: np.stack([one(image) for image in images])
+
+
+def _saved_model(model: tf.keras.Model, folder: Path) -> Callable[[np.ndarray], np.ndarray]:
+    graph = tf.Module()
+    graph.model = model  # whose variables are saved with it
+    signature = [tf.TensorSpec(model.input_shape, tf.float32, name="image")]
+    graph.serve = tf.function(
+        lambda image: {"probability": model(image, training=False)}, input_signature=signature, autograph=False
+    )
+    tf.saved_model.save(graph, str(folder), {"serving_default": graph.serve})
+    run = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    return lambda images: run(tf.constant(images))["probability"].numpy()

@@ -1,0 +1,115 @@
+"""Images a second that predict.py scores, beside the model alone, PyTorch, and one model.predict call per image.
+
+    .venv/bin/python benchmarks/prediction.py [--peer-python PEER]      (benchmarks/loss.py says how to make PEER)
+
+JPEGs of 256 x 256, InceptionV3 and ResNet50, random weights. Ours reads, scores, finds the neighbours and writes the
+table; the model alone gets the same number of images from memory, in batches of 32. PyTorch: torchvision's model,
+channels_last, autocast, inference mode, a DataLoader with a worker a core. The best turn counts.
+
+12 minutes on 2 cores; --backbone takes one, --count fewer files than 1,144.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import common
+
+BACKBONES, PRECISIONS = ("inception_v3", "resnet50"), ("float32", "bfloat16")
+BATCH, SINGLE = 32, 24  # images; those that are predicted one by one
+
+
+def ours(folder: str, checkpoint: str, precision: str) -> dict:
+    from Modules import quiet, runtime  # noqa: F401
+
+    # isort: split
+    import numpy as np
+
+    import modules
+    import predict
+    from Modules.data.images import read_image
+    from Modules.evaluation import evidence
+    from Modules.predictions import written
+
+    sys.argv = ["predict.py", folder, "--checkpoint", checkpoint, "--output", f"{folder}.csv"]
+    options = predict.parse()
+    opened = evidence.open_checkpoint(*predict.load(Path(checkpoint), False), runtime.PRECISIONS[precision])
+    paths = sorted(Path(folder).glob("*.jpg"))
+    batch = np.stack([read_image(path) for path in paths[:BATCH]]).astype(np.float32)
+    opened.run(batch)
+
+    def whole() -> int:
+        with written(predict.score_files(options, opened, len(paths)), options.output) as rows:
+            return sum(1 for _ in rows)
+
+    def alone() -> int:
+        return sum(len(opened.run(batch)[0].numpy()) for _ in range(len(paths) // BATCH))
+
+    runs = {"files": whole, "model": alone}
+    if precision == "float32":
+        model = modules.load(Path(checkpoint))
+        model.predict(batch[:1], verbose=0)
+        runs["single"] = lambda: sum(len(model.predict(read_image(path)[None], verbose=0)) for path in paths[:SINGLE])
+    return common.best(runs, 2)
+
+
+def pytorch(folder: str, backbone: str, precision: str) -> dict:
+    import torch
+    import torchvision
+
+    class Pictures(torch.utils.data.Dataset):
+        paths = sorted(Path(folder).glob("*.jpg"))
+
+        def __len__(self):
+            return len(self.paths)
+
+        def __getitem__(self, place):
+            image = torchvision.io.decode_image(str(self.paths[place]), torchvision.io.ImageReadMode.RGB)
+            return image.float() / 127.5 - 1
+
+    loader = torch.utils.data.DataLoader(Pictures(), BATCH, num_workers=os.cpu_count(), persistent_workers=True)
+    without = {"aux_logits": False, "init_weights": False} if backbone == "inception_v3" else {}
+    model = getattr(torchvision.models, backbone)(weights=None, **without)
+    model.fc = torch.nn.Sequential(torch.nn.Linear(2048, 128), torch.nn.Linear(128, 1), torch.nn.Sigmoid())
+    model = model.eval().to(memory_format=torch.channels_last)
+
+    def whole() -> int:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            return sum(len(model(batch.contiguous(memory_format=torch.channels_last))) for batch in loader)
+
+    return common.best({"files": whole}, 2)
+
+
+def main() -> None:
+    count = {"type": int, "default": 1144, "help": "files (1144)"}
+    options = common.options(__doc__, backbone={"choices": BACKBONES}, count=count)
+    figures = []
+    print(f"{'images/s':24}{'files':>10}{'model':>10}{'PyTorch':>10}")
+    for backbone in [options.backbone] if options.backbone else BACKBONES:
+        found, peers = {}, {}
+        with tempfile.TemporaryDirectory() as folder:
+            pictures, home = Path(folder) / "pictures", Path(folder) / "checkpoints"
+            pictures.mkdir()
+            home.mkdir()
+            checkpoint = common.checkpoint(str(home), common.files(str(pictures), options.count), backbone)
+            for precision in PRECISIONS:
+                speeds = found[precision] = common.child(sys.executable, "ours", pictures, checkpoint, precision)
+                if options.peer_python:
+                    run = common.child(options.peer_python, "pytorch", pictures, backbone, precision)
+                    peers[precision] = run["files"]
+                name, peer = f"{backbone}, {precision}", peers.get(precision, 0)
+                print(f"{name:24}{speeds['files']:10.1f}{speeds['model']:10.1f}{peer:10.1f}", flush=True)
+                ratio = speeds["files"] / speeds["model"]
+                figures.append(common.figure("prediction", f"{name}: files / model alone", ratio, "model alone", 0.9))
+        single = found["float32"]["files"] / found["float32"]["single"]
+        name = f"{backbone}, float32: files / one call per image"
+        figures.append(common.figure("prediction", name, single, "model.predict", 5))
+        ratio = max(each["files"] for each in found.values()) / max(peers.values()) if peers else None
+        least, name = {"inception_v3": 1.1, "resnet50": 1.0}[backbone], f"{backbone}: files / PyTorch, each at its best"
+        figures.append(common.figure("prediction", name, ratio, "PyTorch", least))
+    common.finish(figures)
+
+
+if __name__ == "__main__":
+    common.start(main, {"ours": ours, "pytorch": pytorch})

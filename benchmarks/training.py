@@ -1,0 +1,108 @@
+"""Images a second in training: whole epochs, files to weights, beside the same step on a batch in memory and PyTorch.
+
+    .venv/bin/python benchmarks/training.py [--peer-python PEER]      (benchmarks/loss.py says how to make PEER)
+
+InceptionV3 and ResNet50 at 256 x 256 in batches of 32, random weights, semi-hard triplets, Adam. Ours is the training
+of train.py's stage 1, with reading, augmentation and the file of state after each epoch; epochs from files and on one
+batch take turns. PyTorch steps on one batch in memory: torchvision's model, channels_last, autocast, pytorch-metric-
+learning's miner and loss. Each network and precision has a process of its own; the best epoch, or step, counts.
+
+15 minutes on 2 cores; --backbone and --precision take one of each.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+BACKBONES, PRECISIONS = ("inception_v3", "resnet50"), ("float32", "bfloat16")
+BATCH, STEPS, TURNS = 32, 6, 2
+
+
+def ours(backbone: str, precision: str) -> dict:
+    from Modules import quiet, runtime  # noqa: F401
+
+    # isort: split
+    import tensorflow as tf
+
+    import modules
+    from dataset import training_batches
+    from Modules.config import Embedding, recipe_named, with_options
+    from Modules.metric_learning.losses import make_loss
+    from Modules.NeuralNetwork import NeuralNetwork, adam
+
+    runtime.set_seeds(0)
+    runtime.keep_freed_memory()
+    runtime.set_precision(precision)
+    recipe = with_options(recipe_named("lightweight"), {"batch_size": str(BATCH)})
+    with tempfile.TemporaryDirectory() as folder:
+        rows = common.table(common.files(folder, BATCH * STEPS))
+        model = modules.build_embedding(Embedding(backbone=backbone), common.SIZE)
+        network = NeuralNetwork(model, "embedding", Path(folder), make_loss("semi-hard", 0.4), adam(1e-3), "loss")
+        held = tf.data.Dataset.from_tensors(next(iter(training_batches(rows, recipe, 0)[0]))).repeat()
+        sources = {
+            "memory": lambda epoch: held,
+            "files": lambda epoch: training_batches(rows, recipe, 0, start=epoch)[0],
+        }
+        speeds = {name: [] for name in sources}
+        for _ in range(1 + TURNS):
+            for name, batches in sources.items():
+                start = time.perf_counter()
+                network.fit(batches, STEPS, network.epochs_done + 1)
+                speeds[name].append(BATCH * STEPS / (time.perf_counter() - start))
+    return {name: max(values[1:]) for name, values in speeds.items()}
+
+
+def pytorch(backbone: str, precision: str) -> dict:
+    import torch
+    import torchvision
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.miners import TripletMarginMiner
+
+    without = {"aux_logits": False, "init_weights": False} if backbone == "inception_v3" else {}
+    model = getattr(torchvision.models, backbone)(weights=None, **without)
+    model.fc = torch.nn.Sequential(torch.nn.Linear(2048, 256), torch.nn.ReLU(), torch.nn.Linear(256, 128))
+    model = model.to(memory_format=torch.channels_last)
+    loss, miner = TripletMarginLoss(0.4), TripletMarginMiner(0.4, type_of_triplets="semihard")
+    optimizer = torch.optim.Adam(model.parameters())
+    images = torch.rand(BATCH, 3, common.SIZE, common.SIZE).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(BATCH) % 2
+
+    def step() -> int:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            embeddings = model(images)
+        embeddings = torch.nn.functional.normalize(embeddings.float())
+        loss(embeddings, labels, miner(embeddings, labels)).backward()
+        optimizer.step()
+        return BATCH
+
+    step()
+    return common.best({"memory": step}, STEPS)
+
+
+def main() -> None:
+    options = common.options(__doc__, backbone={"choices": BACKBONES}, precision={"choices": PRECISIONS})
+    figures = []
+    print(f"{'images/s':24}{'files':>10}{'memory':>10}{'PyTorch':>10}")
+    for backbone in [options.backbone] if options.backbone else BACKBONES:
+        files, peers = {}, {}
+        for precision in [options.precision] if options.precision else PRECISIONS:
+            found = common.child(sys.executable, "ours", backbone, precision)
+            files[precision], name = found["files"], f"{backbone}, {precision}"
+            if options.peer_python:
+                peers[precision] = common.child(options.peer_python, "pytorch", backbone, precision)["memory"]
+            print(f"{name:24}{found['files']:10.1f}{found['memory']:10.1f}{peers.get(precision, 0):10.1f}", flush=True)
+            ratio = found["files"] / found["memory"]
+            figures.append(common.figure("training", f"{name}: epoch / step in memory", ratio, "the same step", 0.95))
+        ratio = max(files.values()) / max(peers.values()) if peers else None
+        figures.append(
+            common.figure("training", f"{backbone}: epoch / PyTorch, each at its best", ratio, "PyTorch", 1.1)
+        )
+    common.finish(figures)
+
+
+if __name__ == "__main__":
+    common.start(main, {"ours": ours, "pytorch": pytorch})

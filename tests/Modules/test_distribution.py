@@ -1,0 +1,221 @@
+"""Several workers and devices train as one would; what can't be distributed is refused in one line."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dataset import load_manifest, select, training_batches
+from Modules import distribution
+from Modules.cli import UserError
+from Modules.config import RECIPES
+from Modules.distribution import Share
+from tests.commands import ROOT, fails
+
+JOBS = {
+    "semi-hard": {},
+    "joint": {"classification": 1.0, "positives": "other-patient"},
+    "arcface": {"loss": "arcface"},
+}
+# Smooth losses where BatchNorm trains: the last bits of a sum may decide which negative is the nearest.
+NORM = {"loss": "supervised-contrastive", "norm": "training"}
+KILLED = NORM | {"augment": True, "batch": 16, "epochs": 3, "steps": None}
+WORKERS = 2
+
+
+def cluster(count):
+    """One TF_CONFIG a worker, on free ports."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return [
+        json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+        for index in range(count)
+    ]
+
+
+def launch(command, workers=WORKERS):
+    """Run a command once for each worker, at the same time: what each returned, said, and said on stderr."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | {"TF_CONFIG": config},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for config in cluster(workers)
+    ]
+    try:
+        return [(process.returncode, *said) for process in running for said in [process.communicate(timeout=300)]]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def train(distribute, balanced, output, jobs, workers=1, **settings):
+    """The histories that each worker wrote, and what each returned and said."""
+    output.parent.mkdir(exist_ok=True)
+    given = {"distribute": distribute, "data": str(balanced), "output": str(output), "jobs": jobs, **settings}
+    done = launch(["tests/distributed.py", json.dumps(given)], workers)
+    files = [output.with_suffix(f".{index}") for index in range(workers)]
+    return [json.loads(file.read_text()) for file in files if file.exists()], done
+
+
+@pytest.fixture(scope="module")
+def alone(balanced, tmp_path_factory):
+    output = tmp_path_factory.mktemp("alone") / "run"
+    (histories,), done = train("none", balanced, output, JOBS | {"norm": NORM, "killed": KILLED})
+    assert done[0][0] == 0, done[0][2]
+    return histories
+
+
+def assert_same(one, other):
+    for figure, values in one.items():
+        np.testing.assert_allclose(other[figure], values, rtol=1e-4, atol=1e-4, err_msg=figure)
+
+
+def test_two_workers_of_32_train_as_one_process_of_64(alone, balanced, tmp_path):
+    histories, done = train("multiworker", balanced, tmp_path / "run", JOBS, WORKERS)
+    assert [code for code, *_ in done] == [0] * WORKERS, done
+    for history in histories:
+        for name in JOBS:
+            assert len(history[name]["loss"]) == 20
+            assert_same(alone[name], history[name])
+    assert histories[0] == histories[1]  # bit by bit, so that both always decide alike
+    assert {file.name.split(".")[0] for file in tmp_path.glob("state-*")} == {f"state-{name}" for name in JOBS}
+
+
+def test_two_devices_train_as_one_and_mining_in_each_alone_does_not(alone, balanced, tmp_path):
+    jobs = JOBS | {"norm": NORM, "replica": {"mining": "replica"}}
+    (history,), done = train("mirrored", balanced, tmp_path / "run", jobs, devices=2)
+    assert done[0][0] == 0, done
+    for name in (*JOBS, "norm"):
+        assert_same(alone[name], history[name])
+    difference = np.abs(np.subtract(history["replica"]["loss"], alone["semi-hard"]["loss"]))
+    assert difference[0] > 1e-3  # from the same weights, on the same images
+    assert difference.max() > 1e-2
+
+
+def cut_and_resume(balanced, folder, worker, moment, name):
+    """A run in which a worker sends itself a signal at (epoch, step), and then its continuation by both."""
+    jobs = {"killed": KILLED}
+    nothing, done = train("multiworker", balanced, folder / "run", jobs, WORKERS, kill=(worker, *moment, name))
+    assert not nothing
+    (code, _, said), other = done[worker], done[1 - worker]
+    if name == "SIGTERM":  # one is asked to stop, and all do, in good order
+        assert [code, other[0]] == [128 + 15] * 2, done
+        assert "--resume" in said
+    else:
+        assert [code, other[0]] == [-9, 1], done
+        (line,) = other[2].strip().splitlines()
+        assert "another worker is gone" in line
+        assert "--resume" in line
+    assert list(folder.glob("state-*.npz"))
+    resumed, done = train("multiworker", balanced, folder / "run", jobs, WORKERS, resume=True)
+    assert [code for code, *_ in done] == [0] * WORKERS, done
+    return resumed
+
+
+def test_a_run_whose_worker_was_killed_ends_as_the_undisturbed_one(alone, balanced, tmp_path):
+    for history in cut_and_resume(balanced, tmp_path, 1, (1, 2), "SIGKILL"):
+        assert_same(alone["killed"], history["killed"])
+
+
+@pytest.mark.slow
+def test_killed_anywhere_or_asked_to_stop_it_ends_the_same_bit_by_bit(balanced, tmp_path):
+    whole, done = train("multiworker", balanced, tmp_path / "whole" / "run", {"killed": KILLED}, WORKERS)
+    assert [code for code, *_ in done] == [0] * WORKERS, done
+    rng = np.random.default_rng(0)
+    for case in range(6):
+        moment = int(rng.integers(3)), int(rng.integers(3))
+        name = ("SIGKILL", "SIGTERM")[case % 2]
+        resumed = cut_and_resume(balanced, tmp_path / str(case), int(rng.integers(WORKERS)), moment, name)
+        assert resumed == whole, (moment, name)
+
+
+def test_the_shares_are_the_batches_of_one(balanced):
+    table = select(load_manifest(balanced), "train", full=True)
+    recipe = RECIPES["lightweight"]()
+    options = {"data": recipe.data.__class__(image_size=16, batch_size=24)}
+    recipe = recipe.__class__("test", **options)
+    whole, steps = training_batches(table, recipe, 0, True, 1)
+    whole = list(whole.take(3).as_numpy_iterator())
+    assert steps > 1
+    for workers, here in ((2, 1), (2, 3), (4, 2)):
+        of = workers * here
+        parts = []
+        for worker in range(workers):
+            share = Share(range(worker * here, (worker + 1) * here), of)
+            stream, same = training_batches(table, recipe, 0, True, 1, share)
+            assert same == steps
+            parts.append(list(stream.take(3 * here).as_numpy_iterator()))
+        for i, wanted in enumerate(whole):
+            for j, values in enumerate(wanted):
+                got = [part[j] for worker in parts for part in worker[i * here : (i + 1) * here]]
+                np.testing.assert_array_equal(np.concatenate(got), values)
+    with pytest.raises(UserError, match="24 images can't be cut into 5"):
+        training_batches(table, recipe, 0, True, 1, Share(range(1), 5))
+
+
+def worker(**changes):
+    config = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 0}} | changes
+    return json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (None, "needs TF_CONFIG"),
+        ("", "needs TF_CONFIG"),
+        ("{", "can't use TF_CONFIG"),
+        ("[]", "can't use TF_CONFIG"),
+        ('{"cluster": {}}', "no 'worker'"),
+        (worker(task={"type": "worker"}), "no 'index'"),
+        (worker(task={"type": "worker", "index": 2}), "an index from 0 to 1"),
+        (worker(task={"type": "worker", "index": True}), "an index from 0 to 1"),
+        (worker(task={"type": "chief", "index": 0}), "worker 0 is the chief"),
+        (worker(cluster={"worker": ["a:1", "b:2"], "ps": ["c:3"]}), "worker 0 is the chief"),
+        (worker(cluster={"worker": ["a:1"]}), "two or more different workers"),
+        (worker(cluster={"worker": ["a:1", "a:1"]}), "two or more different workers"),
+        (worker(cluster={"worker": ["a", "b:2"]}), "a worker is host:port"),
+        (worker(cluster={"worker": "a:1"}), "a worker is host:port"),
+    ],
+)
+def test_a_missing_or_garbled_cluster_is_one_line(config, named, balanced, monkeypatch, capsys):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config is not None:
+        monkeypatch.setenv("TF_CONFIG", config)
+    line = fails(
+        "train", "--distribute", "multiworker", "--data", balanced, "--wandb", "disabled",
+        monkeypatch=monkeypatch, capsys=capsys,
+    )  # fmt: skip
+    assert named in line
+
+
+def test_one_device_and_no_data_are_one_line(balanced, tmp_path, monkeypatch, capsys):
+    assert "two or more GPUs" in fails(
+        "train", "--distribute", "mirrored", "--data", balanced, monkeypatch=monkeypatch, capsys=capsys
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "makes no data set" in fails("train", "--distribute", "multiworker", monkeypatch=monkeypatch, capsys=capsys)
+    assert "known" in fails("train", "--distribute", "horovod", monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_without_a_strategy_nothing_is_changed():
+    strategy = distribution.start("none")
+    figures = {"val_loss": np.float32(0.5), "val_none": np.nan}
+    assert distribution.is_chief(strategy)
+    assert distribution.share(strategy) == distribution.WHOLE
+    assert distribution.mean(strategy, figures) is figures
+    assert distribution.from_chief(strategy, lambda: ({"a": 1}, {})) == ({"a": 1}, {})
+    assert distribution.any_worker(strategy, True)
+    assert not distribution.any_worker(strategy, False)
