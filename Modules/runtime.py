@@ -16,7 +16,6 @@ from Modules import state
 from Modules.cli import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
-ENOUGH = 0.8  # of the time of float32, so that no chance decides
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -66,8 +65,9 @@ def set_seeds(seed: int, deterministic: bool = False) -> None:
 def fastest_precision() -> str:
     """The arithmetic that trains fastest here without losing quality.
 
-    bfloat16 on GPUs from compute capability 8 (Ampere) on, on CPUs with AMX, and on CPUs with AVX-512 BF16 where it
-    measures so. float16 on GPUs with tensor cores before that (7.x); Keras scales the loss then. Else float32.
+    bfloat16 on GPUs from compute capability 8 (Ampere) on, and on CPUs with AMX or AVX-512 BF16, where oneDNN's
+    convolutions use it. float16 on GPUs with tensor cores before that (7.x); Keras scales the loss then. Else float32.
+    By what the machine has and not by a measurement: a run that is resumed must come to the same.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
@@ -75,25 +75,7 @@ def fastest_precision() -> str:
         return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
-    faster = "amx_bf16" in flags or ("avx512_bf16" in flags and probe("bfloat16") < ENOUGH * probe("float32"))
-    return "bfloat16" if faster else "float32"
-
-
-def probe(dtype: str) -> float:
-    """Seconds that a convolution and its gradients take in `dtype`, the least of some turns."""
-    data = [tf.cast(tf.random.stateless_normal(shape, (0, 0)), dtype) for shape in ((8, 32, 32, 128), (3, 3, 128, 128))]
-
-    @tf.function
-    def step(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        result = tf.nn.relu(tf.nn.conv2d(images, kernel, 1, "SAME"))
-        return tf.add_n([tf.reduce_sum(gradient) for gradient in tf.gradients(result, [images, kernel])])
-
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        step(*data).numpy()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
 def keep_freed_memory() -> None:

@@ -80,8 +80,7 @@ def test_a_precision_becomes_the_policy(name, policy):
     assert tf.keras.mixed_precision.global_policy().name == policy
 
 
-def test_auto_is_the_fastest_of_this_machine(monkeypatch):
-    monkeypatch.setattr(runtime, "probe", {"bfloat16": 0.5, "float32": 1.0}.get)
+def test_auto_is_the_fastest_of_this_machine():
     chosen = runtime.set_precision("auto")
     assert chosen == runtime.fastest_precision()
     assert tf.keras.mixed_precision.global_policy().name == runtime.PRECISIONS[chosen]
@@ -105,28 +104,20 @@ def test_a_gpu_is_used_as_its_generation_can(monkeypatch, capability, expected):
 
 
 @pytest.mark.parametrize(
-    ("flags", "seconds", "expected"),
+    ("flags", "expected"),
     [
-        ("sse avx512f amx_bf16 avx512_bf16", 9.0, "bfloat16"),
-        ("avx512_bf16", 0.5, "bfloat16"),
-        ("avx512_bf16", 0.9, "float32"),
-        ("avx2 avx512f", 0.5, "float32"),
-        (None, 0.5, "float32"),
+        ("sse avx512f amx_bf16 avx512_bf16", "bfloat16"),
+        ("avx512f avx512_bf16", "bfloat16"),
+        ("avx2 avx512f", "float32"),
+        (None, "float32"),
     ],
 )
-def test_a_cpu_is_used_as_its_flags_say_or_as_it_measures(monkeypatch, tmp_path, flags, seconds, expected):
-    """seconds: of bfloat16 where float32 takes 1."""
-    monkeypatch.setattr(runtime, "probe", {"bfloat16": seconds, "float32": 1.0}.get)
+def test_a_cpu_is_used_as_its_flags_say(monkeypatch, tmp_path, flags, expected):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"model name : any\nflags\t\t: {flags}\n")
     monkeypatch.setattr(runtime, "Path", lambda path: tmp_path / "cpuinfo")
     assert runtime.fastest_precision() == expected
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_probe_measures_something(dtype):
-    assert runtime.probe(dtype) > 0
 
 
 def test_versions_are_those_that_run():
