@@ -83,6 +83,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(other[figure], values, rtol=1e-4, atol=1e-4, err_msg=figure)
 
 
+@pytest.mark.slow
 def test_two_workers_of_32_train_as_one_process_of_64(alone, balanced, tmp_path):
     histories, done = train("multiworker", balanced, tmp_path / "run", JOBS, WORKERS)
     assert [code for code, *_ in done] == [0] * WORKERS, done
