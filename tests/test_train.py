@@ -179,6 +179,7 @@ def test_the_full_data_set_trains_on_every_image(balanced, tmp_path):
     assert "data:image/jpeg" not in (tmp_path / "full" / "report.html").read_text()
     everything = select(load_manifest(balanced), "train", full=True)
     assert facts["full_dataset"]
+    assert facts["report_images"] == "no"  # which predict.py goes by
     with np.load(tmp_path / "full" / "gallery.npz") as gallery:
         assert len(gallery["thumbnails"]) == 0
         assert len(gallery["ids"]) == len(everything) > len(select(load_manifest(balanced), "train"))

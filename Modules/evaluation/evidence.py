@@ -19,14 +19,13 @@ from Modules.config import Data
 from Modules.data.hashing import view
 from Modules.data.manifest import LABELS
 from Modules.evaluation import familiarity, gallery, scoring
-from Modules.evaluation.calibration import correct_prior
+from Modules.evaluation.calibration import TRAINING_PREVALENCE, correct_prior
 from Modules.evaluation.metrics import PREVALENCE
 from Modules.inference import optimised
 from Modules.safe_model import absent
 
 UNFAMILIAR = "unlike known lesions"  # in place of a class
 NEEDED = ("data", "fold", "manifest_sha256", "prevalence", "sha256", "difference", "report_images")  # of the facts
-TRAINING_PREVALENCE = 0.5  # batches show both classes alike
 NOTICE = "This is no medical device. It misses melanomas. Whoever is worried about a lesion should see a doctor."
 
 

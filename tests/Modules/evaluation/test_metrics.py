@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from Modules.evaluation.calibration import correct_prior, errors_at
+from Modules.evaluation.evaluations import restated
 from Modules.evaluation.metrics import PREVALENCE, calibrated_ece, ece_interval, evaluate, weighted_metrics
 
 NAMES = [
@@ -213,6 +214,18 @@ def test_equals_the_challenges_own_scoring(kind):
     index = np.searchsorted(tpr, 0.8)
     start = np.interp(0.8, tpr[index - 1 : index + 1], fpr[index - 1 : index + 1])
     assert result["pauc_above_80_tpr"] == pytest.approx(score["auc_sens_80"] - 0.8 * (1 - start))
+
+
+@pytest.mark.parametrize("prevalence", [0.0176, 0.3])
+def test_restated_predictive_values_are_those_of_an_evaluation_at_the_prevalence(prevalence):
+    rng = np.random.default_rng(0)
+    target, probability = rng.integers(0, 2, 80), rng.random(80)
+    here, there = (evaluate(target, probability, prevalence=share, resamples=20) for share in (0.1, prevalence))
+    found = restated(here, prevalence)
+    assert (found["ppv"], found["npv"]) == pytest.approx((there["ppv"], there["npv"]))
+    assert (found["ppv_ci95"], found["prevalence"]) == (None, prevalence)
+    assert restated(here, 0.1) == here
+    assert restated(evaluate([0, 0], [0.1, 0.2], resamples=2), prevalence)["ppv"] is None
 
 
 @pytest.mark.parametrize("n", [100, 1000])

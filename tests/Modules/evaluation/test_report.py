@@ -161,7 +161,7 @@ def test_a_failed_write_leaves_the_former_file(tmp_path):
 
 
 @pytest.fixture
-def test_split():
+def scored_split():
     """A test split of which two thirds are its 50/50 set, and what a model said of it."""
     rng = np.random.default_rng(0)
     target = np.array([0, 1, 0] * 8)
@@ -190,8 +190,8 @@ def results_of(table, probability):
     }
 
 
-def test_every_figure_is_written_where_it_is_said_to_be(tmp_path, test_split):
-    table, probability, embeddings = test_split
+def test_every_figure_is_written_where_it_is_said_to_be(tmp_path, scored_split):
+    table, probability, embeddings = scored_split
     history = {"loss": [0.5, 0.4], "val_loss": [0.6, np.nan]}
     written = [
         report.write_inputs(tmp_path, table[:6], np.zeros((6, 8, 8, 3), np.float32)),
@@ -210,8 +210,8 @@ def test_every_figure_is_written_where_it_is_said_to_be(tmp_path, test_split):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_test_figures_show_the_balanced_images_alone(tmp_path, test_split, monkeypatch):
-    table, probability, embeddings = test_split
+def test_the_test_figures_show_the_balanced_images_alone(tmp_path, scored_split, monkeypatch):
+    table, probability, embeddings = scored_split
     seen = {}
     monkeypatch.setattr(report.figures, "save", lambda figure, path: seen.setdefault(path.stem, figure))
     for name in ("roc_and_precision_recall", "reliability"):
