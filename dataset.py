@@ -149,10 +149,10 @@ def _batches(
     def read(epoch: np.ndarray, place: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), size, size, 3), np.uint8)
         for i, position in enumerate(positions):
-            image = picture(position)
-            if seed is not None:
-                image = augment(image, config, np.random.default_rng((seed, epoch, place + i, stream)))
-            images[i] = image
+            if seed is None:
+                images[i] = picture(position)
+            else:
+                augment(picture(position), config, np.random.default_rng((seed, epoch, place + i, stream)), images[i])
         return images, targets[positions]
 
     def load(*item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -157,9 +157,31 @@ def build_embedding(config: Embedding, image_size: int, weights: list[np.ndarray
     # Each row has length 1. Normalising the whole batch instead leaves every distance near sqrt(2 / B) and the loss at
     # the margin: likely the published failure.
     axis = [0, 1] if config.normalisation == "batch" else -1
-    name = "embedding" if config.averaged_views == 1 else "view_embedding"
+    name = "embedding" if config.averaged_views == 1 and not config.beside_original else "trained_embedding"
     x = layers.UnitNormalization(axis=axis, dtype="float32", name=name)(x)
     return tf.keras.Model(backbone.input, x, name="embedding_network")
+
+
+def beside(network: tf.keras.Model, original: tf.keras.Model, last: bool) -> tf.keras.Model:
+    """What `network` says of a picture and the features of a backbone as it came, as one vector of unit length.
+
+    Each has unit length itself, so that both count alike: the cosine of two pictures is the mean of two cosines. A
+    training set of hundreds makes the backbone forget some of what ImageNet taught it; this keeps it. Flat.
+
+    Args:
+        last: whether this is the embedding, or views are still to be averaged.
+    """
+
+    def renamed(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:  # a model holds each name once
+        return type(layer).from_config(layer.get_config() | {"name": f"original_{layer.name}"})
+
+    copy = tf.keras.models.clone_model(original, network.input, renamed)
+    copy.set_weights(original.get_weights())
+    features = layers.UnitNormalization(axis=-1, dtype="float32", name="original_embedding")(copy.output)
+    both = layers.Concatenate(dtype="float32", name="both")([network.output, features])
+    name = "embedding" if last else "view_embedding"
+    x = layers.UnitNormalization(axis=-1, dtype="float32", name=name)(both)
+    return tf.keras.Model(network.input, x, name=network.name)
 
 
 def averaged(network: tf.keras.Model, views: int, unit_length: bool = True) -> tf.keras.Model:

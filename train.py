@@ -178,6 +178,8 @@ def train(
     runtime.set_precision("float32")
     frozen = modules.build_embedding(stage, size)
     frozen.set_weights(trained)
+    if stage.beside_original:
+        frozen = modules.beside(frozen, modules.build_backbone(stage, size, weights), stage.averaged_views == 1)
     frozen = modules.averaged(frozen, stage.averaged_views)
     seen = training.iloc[oversampled(training["target"].to_numpy(), seed, 0)] if full else training
     inputs = view_batches(seen, recipe.data, recipe.classifier.views, seed)

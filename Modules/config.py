@@ -40,6 +40,7 @@ class Embedding:
     dense_units: tuple[int, ...] = (256,)  # fully connected layers between backbone and embedding
     embedding_size: int = 128  # dimensions, as in FaceNet; 0: the features themselves, no projection
     normalisation: str = "row"  # each embedding has length 1; batch: the whole batch has, the likely published failure
+    beside_original: bool = False  # the saved embedding also holds the features of the backbone as it came, untrained
     averaged_views: int = (
         1  # flips and turns whose mean is the embedding of a picture, in the saved model: 1, 2, 4 or 8
     )

@@ -18,11 +18,12 @@ def optimised(model: tf.keras.Model, policy: str = "float32") -> tf.keras.Model:
     folded = _foldable(model)
     removed = {norm.name for norm in folded.values()}
     names = [layer.name for layer in model.layers]
-    fixed = layers.InputLayer, layers.Dense, layers.Permute  # the flips of averaged views
+    # Dense and Permute are the flips of averaged views.
+    fixed = layers.InputLayer, layers.Dense, layers.Permute, layers.GlobalAveragePooling2D
     backbone = {
         layer.name
         for layer in model.layers[: names.index("features")]
-        if layer.name != "preprocess" and not isinstance(layer, fixed)
+        if not layer.name.endswith("preprocess") and not isinstance(layer, fixed)
     }
 
     def clone(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:

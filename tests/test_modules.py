@@ -197,6 +197,18 @@ def test_the_mean_of_views_is_flat_of_unit_length_and_the_same_whichever_way_up(
     assert [weight.shape for weight in model.trainable_weights] == [w.shape for w in single.trainable_weights]
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_beside_the_trained_embedding_the_original_features_count_as_much(last):
+    config = replace(SMALL, averaged_views=1 if last else 2, beside_original=True)
+    trained, original = (shaken(build(config, SIZE)) for build in (modules.build_embedding, modules.build_backbone))
+    model = modules.beside(trained, original, last)
+    features = original(pictures(), training=False).numpy()
+    parts = [trained(pictures(), training=False), features / np.linalg.norm(features, axis=1, keepdims=True)]
+    np.testing.assert_allclose(model(pictures(), training=False), np.concatenate(parts, axis=1) / np.sqrt(2), atol=1e-5)
+    assert model.layers[-1].name == ("embedding" if last else "view_embedding")
+    assert not any(isinstance(layer, tf.keras.Model) for layer in model.layers)
+
+
 def test_one_view_is_the_network_itself(embedding):
     assert modules.averaged(embedding, 1) is embedding
 

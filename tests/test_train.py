@@ -287,7 +287,8 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
         "--fold", "all", "--data", tmp_path / "data", "--checkpoints", tmp_path / "ck", "--backbone", "mobilenet",
         "--loss", "semi-hard", "--classification", "1", "--positives", "other-patient", "--batches", "class",
         "--schedule", "cosine", "--weight-decay", "0.01", "--keep", "last", "--external", "pretrain",
-        "--pretrain-epochs", "1", "--averaged-views", "2", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
+        "--pretrain-epochs", "1", "--averaged-views", "2", "--beside-original", "true",
+        "--image-size", "32", "--batch-size", "8", "--epochs", "1",
         "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
         "--baseline", "finetune",
     ]  # fmt: skip

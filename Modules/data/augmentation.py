@@ -14,30 +14,35 @@ from Modules.config import Data
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green, blue (ITU-R BT.601)
 
 
-def augment(image: np.ndarray, config: Data, rng: np.random.Generator) -> np.ndarray:
-    """A random view of `image`, uint8 [S, S, 3] RGB in 0..255, by the amounts in `config`; the same shape and type."""
+def augment(image: np.ndarray, config: Data, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+    """A random view of `image`, uint8 [S, S, 3] RGB in 0..255, by the amounts in `config`; the same shape and type.
+
+    out: where the view goes, contiguous; new memory unless given.
+    """
+    out = np.empty_like(image) if out is None else out
     turn, zoom, brightness, contrast, saturation, hue = rng.uniform(-1, 1, 6)
     flip = 2 * rng.integers(0, 2, 2) - 1 if config.flips else (1, 1)
     offset = rng.integers(image.size)
 
     if config.rotation or config.zoom:
-        view = warp(image, 2 * np.pi * config.rotation * turn, 1 + config.zoom * zoom, flip)
+        warp(image, 2 * np.pi * config.rotation * turn, 1 + config.zoom * zoom, flip, out)
     else:
-        view = np.ascontiguousarray(image[:: flip[1], :: flip[0]])
+        out[...] = image[:: flip[1], :: flip[0]]
     shift = 255 * config.brightness * brightness
     if config.contrast or config.saturation or config.hue:
         amounts = 1 + config.contrast * contrast, 1 + config.saturation * saturation, 2 * np.pi * config.hue * hue
-        view = cv2.transform(view, colour_matrix(shift, *amounts, view.mean()))
+        cv2.transform(out, colour_matrix(shift, *amounts, out.mean()), dst=out)
     elif config.brightness:
-        view = cv2.add(view, (shift,) * 3)
+        cv2.add(out, (shift,) * 3, dst=out)
     if config.noise:
         brighter, darker = (tile[offset : offset + image.size] for tile in _noise_tiles(image.size, config.noise))
-        view = cv2.subtract(cv2.add(view, brighter.reshape(image.shape)), darker.reshape(image.shape))
-    return view
+        cv2.add(out, brighter.reshape(image.shape), dst=out)
+        cv2.subtract(out, darker.reshape(image.shape), dst=out)
+    return out
 
 
-def warp(image: np.ndarray, angle: float, scale: float, flip: tuple[int, int]) -> np.ndarray:
-    """`image` [S, S, 3] turned by `angle` (radians), scaled and flipped; what comes in at the border is its mirror."""
+def warp(image: np.ndarray, angle: float, scale: float, flip: tuple[int, int], out: np.ndarray) -> None:
+    """Into `out`: `image` [S, S, 3] turned by `angle` (radians), scaled and flipped; the mirror comes in at borders."""
     size = image.shape[0]
     matrix = affine(size, angle, scale, flip)
     # OpenCV is a third faster where no pixel lies outside, so the mirror is laid around the picture first.
@@ -45,7 +50,7 @@ def warp(image: np.ndarray, angle: float, scale: float, flip: tuple[int, int]) -
     if border < size:
         image = cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_REFLECT_101)
         matrix[:, 2] -= border * matrix[:, :2].sum(axis=1)
-    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    cv2.warpAffine(image, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def affine(size: int, angle: float, scale: float, flip: tuple[int, int]) -> np.ndarray:

@@ -23,7 +23,8 @@ from Modules.data.images import ImageError, read_image
 SHARE = 0.5  # of the free memory
 CHECK = 4  # bytes of the CRC-32 after each picture
 
-_memory: dict[tuple[str, int], np.ndarray | None] = {}  # (file, size): its pixels, or None until they are first read
+_memory: dict[tuple[str, int], np.ndarray] = {}  # (file, size): where its pixels go
+_decoded: dict[tuple[str, int], np.ndarray] = {}  # the same, read-only, once they are there
 
 
 def reader(table: pd.DataFrame, size: int) -> Callable[[int], np.ndarray]:
@@ -39,10 +40,13 @@ def reader(table: pd.DataFrame, size: int) -> Callable[[int], np.ndarray]:
     if rows is None:
         return lambda position: read_image(files[position], size)
 
+    whole = np.zeros(len(files), bool)  # once is enough: the check takes as long as a fifth of a view
+
     def picture(position: int) -> np.ndarray:
         pixels = rows[position, :-CHECK]
-        if _check(pixels) != bytes(rows[position, -CHECK:]):
+        if not whole[position] and _check(pixels) != bytes(rows[position, -CHECK:]):
             return read_image(files[position], size)
+        whole[position] = True
         return pixels.reshape(size, size, 3)
 
     return picture
@@ -61,20 +65,27 @@ def free_memory() -> int:
 
 
 def _reserve(keys: list[tuple[str, int]]) -> bool:
-    """Set memory aside for pictures, where there is enough beside what was set aside before."""
-    waiting = {key for key, pixels in _memory.items() if pixels is None} | {key for key in keys if key not in _memory}
+    """Set memory aside for pictures of one size, where there is enough beside what was set aside before.
+
+    In one block, whose pages are larger: a new small page costs as much as decoding what fits on it.
+    """
+    new = [key for key in dict.fromkeys(keys) if key not in _memory]
+    waiting = [*new, *(key for key in _memory if key not in _decoded)]
     if sum(3 * size**2 for _, size in waiting) > SHARE * free_memory():
         return False
-    _memory.update(dict.fromkeys(waiting))
+    size = keys[0][1]
+    _memory.update(zip(new, np.empty((len(new), size, size, 3), np.uint8), strict=True))
     return True
 
 
 def _remembered(file: str, size: int) -> np.ndarray:
-    pixels = _memory.get((file, size))
+    pixels = _decoded.get((file, size))
     if pixels is None:
-        pixels = read_image(file, size)
+        place = _memory[file, size]
+        place[...] = read_image(file, size)
+        pixels = place.view()
         pixels.flags.writeable = False
-        _memory[file, size] = pixels
+        _decoded[file, size] = pixels
     return pixels
 
 

@@ -61,20 +61,25 @@ def write(folder: Path) -> int:
     Raises:
         UserError: no data set, or its pictures' own files are not there.
     """
-    import tensorflow_datasets as tfds  # takes seconds
-
     from Modules.data.manifest import read_manifest  # which looks here for pictures
 
-    folder = Path(folder)
-    home, former = folder / "records.partial", folder / FOLDER
     manifest = read_manifest(folder, verify=True)
     used = manifest[manifest["split"] != "excluded"]
     absent = sum(not (folder / path).is_file() for path in used["path"])
     if absent:
         raise cli.UserError(f"{absent} pictures of {folder} have no files of their own: their records are all there is")
+    print(f"Writing {len(used)} pictures as TFRecord")
+    return write_table(folder, used)
+
+
+def write_table(folder: Path, used: pd.DataFrame) -> int:
+    """Write the records of the pictures in `folder` that a table of `path`, `isic_id`, `patient_id`, `target` and
+    `split` names, and their index; how many there are."""
+    import tensorflow_datasets as tfds  # takes seconds
+
+    home, former = folder / "records.partial", folder / FOLDER
     shutil.rmtree(home, ignore_errors=True)
     tfds.disable_progress_bar()
-    print(f"Writing {len(used)} pictures as TFRecord")
     builder = _builder(folder, used, home)
     builder.download_and_prepare()
     shutil.rmtree(home / "downloads")

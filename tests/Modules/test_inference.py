@@ -14,14 +14,16 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def model() -> tf.keras.Model:
-    """A model of two averaged views whose BatchNorm does something, as after training."""
+    """A model of two averaged views and two backbones whose BatchNorm does something, as after training."""
     tf.keras.utils.set_random_seed(0)
-    network = modules.build_embedding(Embedding(backbone="mobilenet", averaged_views=2), SIZE)
+    config = Embedding(backbone="mobilenet", averaged_views=2, beside_original=True)
+    network, original = modules.build_embedding(config, SIZE), modules.build_backbone(config, SIZE)
     rng = np.random.default_rng(0)
-    for layer in network.layers:
+    for layer in network.layers + original.layers:
         if isinstance(layer, tf.keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
-    return modules.join(modules.averaged(network, 2), modules.build_classifier(Classifier(), 128), (5.0, 0.3))
+    embedding = modules.averaged(modules.beside(network, original, last=False), 2)
+    return modules.join(embedding, modules.build_classifier(Classifier(), 1152), (5.0, 0.3))
 
 
 def pictures(n: int = 4) -> np.ndarray:
@@ -61,8 +63,9 @@ def test_every_kind_of_convolution_and_batch_norm(depthwise, bias, scale, center
 def test_a_lower_precision_is_the_backbones_alone_and_leaves_the_model_as_it_was(model):
     before = model.get_weights()
     copy = optimised(model, "mixed_bfloat16")
-    assert copy.get_layer("conv1").compute_dtype == "bfloat16"
-    for name in ("preprocess", "mirror", "features", "projection", "embedding", "calibration", "probability"):
+    assert copy.get_layer("conv1").compute_dtype == copy.get_layer("original_conv1").compute_dtype == "bfloat16"
+    twice = ("preprocess", "features", "original_preprocess", "original_features", "original_embedding", "both")
+    for name in (*twice, "mirror", "projection", "embedding", "calibration", "probability"):
         assert copy.get_layer(name).compute_dtype == "float32"
     assert all(weight.dtype == np.float32 for weight in copy.get_weights())
     np.testing.assert_allclose(copy(pictures()), model(pictures()), atol=0.02)

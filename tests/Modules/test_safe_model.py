@@ -66,11 +66,16 @@ def test_what_our_networks_need_is_known(backbone, tmp_path):
     """Checked, not loaded: building InceptionV3 again takes its time."""
     size = 75 if backbone == "inception_v3" else 32
     views = 4 if backbone == "mobilenet" else 1
-    embedding = modules.averaged(
-        modules.build_embedding(Embedding(backbone=backbone, averaged_views=views), size), views
-    )
+    settings = Embedding(backbone=backbone, averaged_views=views, beside_original=views > 1)
+    embedding = modules.build_embedding(settings, size)
+    if settings.beside_original:
+        embedding = modules.beside(embedding, modules.build_backbone(settings, size), last=False)
+    embedding = modules.averaged(embedding, views)
     config = Classifier(units=(4,), leaky=backbone != "mobilenet", outputs=1 + (backbone != "mobilenet"), dropout=0.1)
-    modules.save(modules.join(embedding, modules.build_classifier(config, 128)), tmp_path / "best_epoch.keras")
+    modules.save(
+        modules.join(embedding, modules.build_classifier(config, embedding.output_shape[-1])),
+        tmp_path / "best_epoch.keras",
+    )
     safe_model.check((tmp_path / "best_epoch.keras").read_bytes())
 
 
