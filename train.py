@@ -195,6 +195,7 @@ def train(
         folder,
         tf.keras.losses.BinaryCrossentropy(),
         adam(recipe.classifier.learning_rate),
+        mode="min" if recipe.classifier.keep == "best" else "last",
         metrics=modules.classifier_metrics(),
         identity=identity,
     )
