@@ -3,9 +3,10 @@
     .venv/bin/python benchmarks/classifier_stage.py                                       drawn lesions, random weights
     .venv/bin/python benchmarks/classifier_stage.py --data datasets/balanced --weights imagenet
 
-MobileNet at 96 x 96, its features at length 1; the classifier of the recipe `lightweight`, 50 epochs. The slow way sees
-every image in a new view each epoch and judges validation as often; ours embeds 1, 2 or 4 views of each image and then
-trains on those. Quality is the ROC AUC of the test images, with its interval over patients. Four minutes on 2 cores.
+MobileNet at 256 x 256, its features at length 1; the classifier of the recipe `lightweight`, 50 epochs. The slow way
+sees every image in a new view each epoch and judges validation as often; ours embeds 1, 2 or 4 views of each image and
+then trains on those; the limit is for as many as the recipe has. Quality is the ROC AUC of the test images, with its
+interval over patients. Seven minutes on 2 cores.
 """
 
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import common
 
-SIZE, COUNT, VIEWS = 96, 600, (4, 2, 1)
+SIZE, COUNT, VIEWS = 256, 600, (4, 2, 1)
 
 
 def splits(options, folder: str):
@@ -93,7 +94,8 @@ def main() -> None:
     for views in VIEWS:
         fast, name = results[f"{views} views"], f"{views} views of each image"
         peer = "backbone in the loop"
-        figures.append(common.figure("classifier_stage", f"{name}: times as fast", slow[0] / fast[0], peer, 20))
+        least = 20 if views == settings.views else None
+        figures.append(common.figure("classifier_stage", f"{name}: times as fast", slow[0] / fast[0], peer, least))
         figures.append(common.figure("classifier_stage", f"{name}: ROC AUC", fast[1], round(slow[1], 4), slow[2][0]))
     common.finish(figures)
 

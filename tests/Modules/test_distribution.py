@@ -41,8 +41,8 @@ def cluster(count):
     ]
 
 
-def launch(command, workers=WORKERS):
-    """Run a command once for each worker, at the same time: what each returned, said, and said on stderr."""
+def launch(commands):
+    """Run the commands of all workers at the same time: what each returned, said, and said on stderr."""
     running = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
@@ -52,7 +52,7 @@ def launch(command, workers=WORKERS):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for config in cluster(workers)
+        for command, config in zip(commands, cluster(len(commands)), strict=True)
     ]
     try:
         return [(process.returncode, *said) for process in running for said in [process.communicate(timeout=300)]]
@@ -65,7 +65,7 @@ def train(distribute, balanced, output, jobs, workers=1, **settings):
     """The histories that each worker wrote, and what each returned and said."""
     output.parent.mkdir(exist_ok=True)
     given = {"distribute": distribute, "data": str(balanced), "output": str(output), "jobs": jobs, **settings}
-    done = launch(["tests/distributed.py", json.dumps(given)], workers)
+    done = launch([["tests/distributed.py", json.dumps(given)]] * workers)
     files = [output.with_suffix(f".{index}") for index in range(workers)]
     return [json.loads(file.read_text()) for file in files if file.exists()], done
 
@@ -141,6 +141,38 @@ def test_killed_anywhere_or_asked_to_stop_it_ends_the_same_bit_by_bit(balanced, 
         name = ("SIGKILL", "SIGTERM")[case % 2]
         resumed = cut_and_resume(balanced, tmp_path / str(case), int(rng.integers(WORKERS)), moment, name)
         assert resumed == whole, (moment, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", range(WORKERS))
+def test_train_py_one_of_whose_workers_was_killed_ends_as_the_undisturbed_run(killed, balanced, tmp_path):
+    options = [
+        "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "16", "--epochs", "2",
+        "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
+        "--loss", "semi-hard", "--precision", "float32", "--distribute", "multiworker",
+    ]  # fmt: skip
+
+    def both(name, moments, *more):
+        files = [tmp_path / f"{name}-{worker}" for worker in range(WORKERS)]
+        commands = [
+            ["tests/killing.py", moment, "train.py", *options, "--checkpoints", file, *more]
+            for moment, file in zip(moments, files, strict=True)
+        ]
+        return launch(commands)
+
+    never = ["never"] * WORKERS
+    assert [code for code, *_ in both("whole", never)] == [0] * WORKERS
+    batches = int((tmp_path / "whole-1.events").read_text())  # worker 1 writes no files
+    moments = list(never)
+    moments[killed] = np.random.default_rng(killed).integers(2, batches)
+    done = both("cut", moments)
+    assert (done[killed][0], done[1 - killed][0]) == (-9, 1), done
+    assert "another worker is gone" in done[1 - killed][2].strip().splitlines()[-1]
+    done = both("cut", never, "--resume")
+    assert [code for code, *_ in done] == [0] * WORKERS, done
+    whole, cut = (json.loads((tmp_path / f"{name}-0" / "best_epoch.json").read_text()) for name in ("whole", "cut"))
+    for name in ("history", "best_epoch", "threshold", "calibration", "test", "test_full"):
+        assert cut[name] == whole[name], name
 
 
 def test_the_shares_are_the_batches_of_one(balanced):
