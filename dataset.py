@@ -29,12 +29,15 @@ Plan = Callable[[], Iterable[tuple[int, int, np.ndarray]]]  # -> (epoch, place o
 
 
 def load_manifest(folder: str | Path, fold: int | None = None, verify: bool = False) -> pd.DataFrame:
-    """The checked manifest of a data set, with one more column `file`; `fold` becomes the test split where given.
+    """The checked manifest of a data set; `fold` becomes the test split where given.
+
+    Three more columns: `home` (the folder), `row` (its number in the manifest), `file` (where the picture's bytes are).
 
     Raises:
         UserError: no manifest, or one in which a patient or a group crosses splits, or that was edited.
     """
     manifest = read_manifest(Path(folder), verify=verify)
+    manifest = manifest.assign(home=str(folder), row=range(len(manifest)))
     if fold is not None:
         manifest = fold_view(manifest, fold)
     return manifest.assign(file=located(Path(folder), manifest["path"].fillna("")))

@@ -1,24 +1,22 @@
 """Pictures decoded once: training looks at each dozens of times, and decoding is half the work of a view.
 
 They are kept in memory where half of what is free holds them, else in a file of the data set,
-`cache/<size>-<key>.pictures`: for each picture its pixels and their CRC-32, in the table's order. The key is a hash of
-the table's paths and of the files' own hashes in the manifest, so that another table or picture is another file. The
-folder `cache` may be removed at any time.
+`cache/<size>-<key>.pictures`, with the pixels of each picture and their CRC-32 at the place of its row in the manifest,
+from when it is first asked for. The key is the manifest's hash, so that all splits and folds share the file. The folder
+`cache` may be removed at any time.
 """
 
-import hashlib
 import os
-import shutil
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from Modules.data.images import ImageError, read_image
+from Modules.data.images import read_image
+from Modules.data.manifest import manifest_sha256
 
 SHARE = 0.5  # of the free memory
 CHECK = 4  # bytes of the CRC-32 after each picture
@@ -30,23 +28,26 @@ _decoded: dict[tuple[str, int], np.ndarray] = {}  # the same, read-only, once th
 def reader(table: pd.DataFrame, size: int) -> Callable[[int], np.ndarray]:
     """A function from a position in `table` to its picture, uint8 [size, size, 3] RGB, read-only; for any thread.
 
-    table: `file`; `path` and `sha256` as in a manifest, without which there is no file for what memory can't hold.
-    The function raises ImageError as `read_image` does.
+    table: `file`; `home` (the data set's folder) and `row` (in its manifest), without which there is no file for what
+    memory can't hold. The function raises ImageError as `read_image` does.
     """
     files = table["file"].tolist()
     if _reserve([(file, size) for file in files]):
         return lambda position: _remembered(files[position], size)
-    rows = _stored(table, size) if {"path", "sha256"} <= set(table.columns) else None
-    if rows is None:
+    kept = _stored(table, size) if {"home", "row"} <= set(table.columns) else None
+    if kept is None:
         return lambda position: read_image(files[position], size)
-
+    rows = table["row"].tolist()
     whole = np.zeros(len(files), bool)  # once is enough: the check takes as long as a fifth of a view
 
     def picture(position: int) -> np.ndarray:
-        pixels = rows[position, :-CHECK]
-        if not whole[position] and _check(pixels) != bytes(rows[position, -CHECK:]):
-            return read_image(files[position], size)
+        row = kept[rows[position]]
+        pixels, check = row[:-CHECK], row[-CHECK:]
+        if not whole[position] and _check(pixels) != bytes(check):
+            pixels[...] = read_image(files[position], size).reshape(-1)
+            check[...] = np.frombuffer(_check(pixels), np.uint8)
         whole[position] = True
+        pixels.flags.writeable = False
         return pixels.reshape(size, size, 3)
 
     return picture
@@ -60,7 +61,10 @@ def free_memory() -> int:
         free = 1024 * int(line.split()[1])
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(limit.with_name("memory.current").read_text()))
+        used = int(limit.with_name("memory.current").read_text())
+        counted = limit.with_name("memory.stat").read_text().split()
+        used -= int(counted[counted.index("inactive_file") + 1])  # of files, given back when it is needed
+        free = min(free, int(most) - used)
     return free
 
 
@@ -94,44 +98,22 @@ def _check(pixels: np.ndarray) -> bytes:
 
 
 def _stored(table: pd.DataFrame, size: int) -> np.ndarray | None:
-    """The file's rows, uint8 [N, 3 * size**2 + CHECK]; it is written where it is not there or not whole.
+    """The file's rows, uint8 [N, 3 * size**2 + CHECK], N enough for the table; zeros where there is nothing yet, of
+    which 0 is not the CRC.
 
     None, and a line that says so, where it can't be.
     """
-    first = table.iloc[0]
-    folder = Path(first["file"].removesuffix(first["path"])) / "cache"
-    key = hashlib.sha256("\n".join(table["path"] + " " + table["sha256"].fillna("")).encode()).hexdigest()[:16]
-    file, shape = folder / f"{size}-{key}.pictures", (len(table), 3 * size**2 + CHECK)
+    home = Path(table["home"].iloc[0])
+    shape = int(table["row"].max()) + 1, 3 * size**2 + CHECK
     try:
-        if not file.exists() or file.stat().st_size != np.prod(shape):
-            folder.mkdir(exist_ok=True)
-            if shutil.disk_usage(folder).free < np.prod(shape):
-                raise OSError(0, f"{np.prod(shape) / 1e9:.0f} GB are not free")
-            _write(file, table["file"].tolist(), size)
-        return np.memmap(file, np.uint8, "r", shape=shape)
+        (home / "cache").mkdir(exist_ok=True)
+        with open(home / "cache" / f"{size}-{manifest_sha256(home)[:16]}.pictures", "ab") as stream:
+            # A write through the map to a full disk would end the process: take the place now, where there is a way.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, shape[0] * shape[1])
+            stream.truncate(max(os.path.getsize(stream.name), shape[0] * shape[1]))
+            return np.asarray(np.memmap(stream.name, np.uint8, "r+", shape=shape))
     except OSError as error:
-        tqdm.write(f"Decoded pictures can't be kept in {folder} ({error.strerror}): each is decoded every time.")
+        why = f"{error.strerror}; they take {shape[0] * shape[1] / 1e9:.1f} GB"
+        tqdm.write(f"Decoded pictures can't be kept in {home / 'cache'} ({why}): each is decoded every time.")
         return None
-
-
-def _write(file: Path, pictures: list[str], size: int) -> None:
-    def row(picture: str) -> bytes:
-        try:
-            pixels = read_image(picture, size)
-        except ImageError:  # to be raised when it is asked for: 0 is not the CRC of zeros
-            return bytes(3 * size**2 + CHECK)
-        return pixels.tobytes() + _check(pixels)
-
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as stream, ThreadPoolExecutor(os.cpu_count()) as pool:
-            # In portions: the pool would otherwise read all of them before the first is written.
-            for start in tqdm(
-                range(0, len(pictures), 256), "decode", unit_scale=256, ncols=80, leave=False, disable=None
-            ):
-                stream.writelines(pool.map(row, pictures[start : start + 256]))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -100,7 +100,7 @@ def _builder(folder: Path, table: pd.DataFrame, home: Path):
     """The tensorflow-datasets builder of a data set in the Kaggle layout, once it has its manifest."""
     import tensorflow_datasets as tfds
 
-    class Lesions(tfds.core.GeneratorBasedBuilder):
+    class Lesions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Dermoscopic pictures of skin lesions, by the split that keeps patients apart."""
 
         VERSION = tfds.core.Version("1.0.0")

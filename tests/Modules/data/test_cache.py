@@ -1,5 +1,6 @@
 """Decoded pictures, in memory or in a file: always those of the files, whatever happened to the cache."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from dataset import load_manifest, select, training_batches
 from Modules.config import Data, Recipe
-from Modules.data import cache
+from Modules.data import cache, records
 from Modules.data.images import ImageError, read_image
 
 SIZE = 32
@@ -32,7 +33,7 @@ def pictures(table):
 
 
 def stored(table) -> list[Path]:
-    return sorted(Path(table["file"][0].removesuffix(table["path"][0])).glob("cache/*"))
+    return sorted(Path(table["home"][0]).glob("cache/*"))
 
 
 def counted(monkeypatch) -> list[str]:
@@ -92,7 +93,7 @@ def test_a_damaged_picture_in_the_file_is_decoded_anew(table, monkeypatch):
     check(table)
     (file,) = stored(table)
     data = bytearray(file.read_bytes())
-    data[3 * SIZE**2 // 2] ^= 1
+    data[table["row"][0] * (3 * SIZE**2 + cache.CHECK) + 100] ^= 1
     file.write_bytes(data)
     seen = counted(monkeypatch)
     check(table)
@@ -100,12 +101,30 @@ def test_a_damaged_picture_in_the_file_is_decoded_anew(table, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_memory")
-def test_another_picture_or_order_is_another_file(table):
+def test_all_splits_of_a_data_set_share_a_file_and_another_manifest_has_its_own(table, monkeypatch):
     check(table)
-    changed = table.assign(sha256=["0" * 64, *table["sha256"][1:]])
-    check(changed)
+    home = Path(table["home"][0])
+    seen = counted(monkeypatch)
     check(table.iloc[::-1].reset_index(drop=True))
-    assert len(stored(table)) == 3
+    assert seen == []
+    check(select(load_manifest(home), "test"))
+    check(table)
+    assert len(stored(table)) == 1
+    with open(home / "manifest.csv", "a") as stream:
+        stream.write("\n")
+    check(table)
+    assert len(stored(table)) == 2
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_pictures_of_record_files_are_kept_as_well(table, monkeypatch):
+    records.write_table(home := Path(table["home"][0]), table.assign(split="train"))
+    table = table.assign(file=records.located(home, table["path"]))
+    seen = counted(monkeypatch)
+    check(table)
+    check(table)
+    assert sorted(seen) == sorted(table["file"])
+    assert all("tfrecord" in file for file in seen)
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -120,9 +139,11 @@ def test_a_broken_picture_is_named_when_it_is_asked_for(table, monkeypatch, fits
 
 @pytest.mark.usefixtures("no_memory")
 def test_without_a_place_for_the_file_pictures_are_decoded_every_time(table, monkeypatch, capsys):
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 0}))
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
     check(table)
-    assert stored(table) == []
     assert "each is decoded every time" in capsys.readouterr().out
 
 
