@@ -1,6 +1,7 @@
 """What the benchmarks share: pictures to work on, a checkpoint of random weights, turns with the peer, the figures.
 
-Ours and the peer are measured in turns and the best turn of each counts: other work on the machine can only slow down.
+Ours and a peer in the same process take turns, a peer with an environment of its own comes right after, and the best
+turn of each counts: other work on the machine can only slow down.
 """
 
 import json
@@ -47,6 +48,7 @@ def checkpoint(folder: str, paths: list[Path], backbone: str, size: int = SIZE) 
     from Modules import safe_model
     from Modules.config import Classifier, Data, Embedding
     from Modules.evaluation import evidence
+    from Modules.evaluation.metrics import PREVALENCE
 
     file, rows = Path(folder) / "best_epoch.keras", table(paths[:32])
     network = modules.build_embedding(Embedding(backbone=backbone), size)
@@ -54,8 +56,9 @@ def checkpoint(folder: str, paths: list[Path], backbone: str, size: int = SIZE) 
     batches = image_batches(rows, Data(image_size=size, batch_size=32))
     pair = rows, batches
     evidence.write_gallery(file.with_name("gallery.npz"), file, modules.load(file), pair, pair, True)
-    facts = {"config": {"data": {}}, "threshold": 0.5, "in_distribution": {"limit": 1e9}, "data": "", "fold": None}
-    file.with_suffix(".json").write_text(json.dumps(facts | {"manifest_sha256": "", "sha256": safe_model.hashes(file)}))
+    facts = dict.fromkeys(evidence.NEEDED) | {"config": {"data": {}}, "threshold": 0.5, "prevalence": PREVALENCE}
+    facts |= {"in_distribution": {"limit": 1e9}, "sha256": safe_model.hashes(file)}
+    file.with_suffix(".json").write_text(json.dumps(facts))
     return file
 
 
