@@ -108,7 +108,9 @@ def train(
     if chief:
         runtime.claim(folder, options.resume)
     done = chief and options.resume and is_done(folder, identity)
-    if distribution.agree(strategy, identity, done):
+    precision = runtime.set_precision(options.precision)
+    alike = identity | {"recipe": asdict(recipe), "precision": precision, "resume": options.resume}
+    if distribution.agree(strategy, alike, done):
         print(f"{folder} is done.")
         return
     runtime.set_seeds(seed, options.deterministic)
@@ -121,7 +123,6 @@ def train(
     settings = stage.distance, stage.final_margin or None, stage.classification, stage.positives
     loss = make_loss(stage.loss, stage.margin, *settings)
     weights = pretrained(stage.backbone, options.weights, is_demo)
-    precision = runtime.set_precision(options.precision)
     with strategy.scope():
         embedding = modules.build_embedding(stage, size, weights)
     run = tracking.start(options.wandb, asdict(recipe), recipe.name) if chief else None

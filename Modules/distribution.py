@@ -179,15 +179,16 @@ def from_chief(strategy: tf.distribute.Strategy, make: Callable[[], State]) -> S
     return state.unpack(io.BytesIO(total(strategy, words).tobytes()[:length]))
 
 
-def agree(strategy: tf.distribute.Strategy, identity: dict, done: bool) -> bool:
+def agree(strategy: tf.distribute.Strategy, options: dict, done: bool) -> bool:
     """Whether the chief finds the run `done`.
 
     Raises:
         UserError: this worker was given other options or other data than the chief.
     """
-    facts, _ = from_chief(strategy, lambda: ({"identity": identity, "done": done}, {}))
-    if facts["identity"] != identity:
-        changed = ", ".join(name for name, value in identity.items() if facts["identity"].get(name) != value)
+    options = json.loads(json.dumps(options))  # as the chief's arrive: lists, no tuples
+    facts, _ = from_chief(strategy, lambda: ({"options": options, "done": done}, {}))
+    if facts["options"] != options:
+        changed = ", ".join(name for name, value in options.items() if facts["options"].get(name) != value)
         raise UserError(f"this worker has another {changed} than worker 0: start all with the same options and data")
     return facts["done"]
 

@@ -19,6 +19,7 @@ from Modules import quiet  # noqa: E402, F401, before TensorFlow
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+import modules  # noqa: E402
 from dataset import load_manifest, select, training_batches  # noqa: E402
 from Modules import NeuralNetwork as training  # noqa: E402
 from Modules import cli, distribution, runtime  # noqa: E402
@@ -31,7 +32,7 @@ JOB = {
     "loss": "semi-hard",
     "classification": 0.0,
     "positives": "any",
-    "norm": "inference",  # BatchNorm; or training
+    "norm": "inference",  # BatchNorm; or training; or mobilenet: as in the network of train.py
     "mining": "global",  # or replica, the weaker method, to compare with
     "augment": False,
     "batch": 64,
@@ -42,7 +43,9 @@ SIZE, RATE, CLASSES = 16, 1e-3, 2
 
 
 def embedding_network(norm: str) -> tf.keras.Model:
-    """Images [B, 16, 16, 3] -> embeddings [B, 8] of unit length."""
+    """Images [B, S, S, 3] -> embeddings [B, 8] of unit length."""
+    if norm == "mobilenet":
+        return modules.build_embedding(Embedding(backbone=norm, dense_units=(), embedding_size=8), 2 * SIZE)
     images = tf.keras.Input((SIZE, SIZE, 3))
     x = layers.Conv2D(8, 3, strides=2, use_bias=False)(layers.Rescaling(1 / 127.5, offset=-1.0)(images))
     trains = norm == "training"
@@ -67,7 +70,8 @@ def signal_at(worker: int, epoch: int, step: int, name: str) -> None:
 
 def fit(name: str, job: dict, table, folder: Path) -> dict:
     still = {} if job["augment"] else {"flips": False, "rotation": 0.0, "brightness": 0.0, "noise": 0.0}
-    data = Data(image_size=SIZE, batch_size=job["batch"], **still)
+    size = (1 + (job["norm"] == "mobilenet")) * SIZE
+    data = Data(image_size=size, batch_size=job["batch"], **still)
     recipe = Recipe("test", data, Embedding(positives=job["positives"]))
     loss = losses.make_loss(job["loss"], 0.4, classification=job["classification"], positives=job["positives"])
     losses.gathered = distribution.gathered if job["mining"] == "global" else lambda *tensors: tensors
@@ -85,7 +89,7 @@ def fit(name: str, job: dict, table, folder: Path) -> dict:
         mode="last",
         metrics=(loss.metric_loss,) if job["classification"] else (),
     )
-    probe = np.random.default_rng(0).uniform(0, 255, (4, SIZE, SIZE, 3))
+    probe = np.random.default_rng(0).uniform(0, 255, (4, size, size, 3))
     network.fit(
         lambda epoch: training_batches(table, recipe, 0, True, epoch, share)[0],
         job["steps"] or training_batches(table, recipe, 0, True, share=share)[1],
