@@ -1,11 +1,11 @@
 """How each part of the work grows with the data: the measurements behind docs/scale.md.
 
-    .venv/bin/python benchmarks/scale.py [--data datasets/balanced] [--largest 3]
+    .venv/bin/python benchmarks/scale.py [--data datasets/balanced]
 
-Each part runs at several sizes; its slope is that of log time against log size: 1 is linear, 2 quadratic. The first
-three read the pictures of the data set, over and over; the others need numbers alone, and draw them: random hashes,
-patients of 1 to 32 images, unit vectors of dimension 128. --largest 1 or 2 leaves the larger sizes out. Some five
-minutes on 2 cores. The exit code is 1 if a slope misses its limit.
+Each part runs at three sizes; its slope is that of log time against log size: 1 is linear, 2 quadratic. The first four
+read the pictures of the data set, over and over; the others need numbers alone, and draw them: random hashes, patients
+of 1 to 32 images, unit vectors of dimension 128. Eight minutes on 2 cores. The exit code is 1 if a slope misses its
+limit.
 """
 
 import json
@@ -28,13 +28,12 @@ import modules  # noqa: E402
 from dataset import image_batches, load_manifest, training_batches  # noqa: E402
 from Modules.cli import Parser, run  # noqa: E402
 from Modules.config import Data, Embedding, Recipe  # noqa: E402
-from Modules.data import hashing, images, splits  # noqa: E402
+from Modules.data import duplicates, hashing, images, splits  # noqa: E402
 from Modules.data.duplicates import SIDE, square  # noqa: E402
 from Modules.evaluation import gallery, metrics, scoring  # noqa: E402
 from Modules.metric_learning.losses import make_loss  # noqa: E402
 from Modules.NeuralNetwork import NeuralNetwork, adam  # noqa: E402
 
-STEP = 4  # from one size to the next
 REPEATS = 3  # of which the fastest counts: the machine may have other work
 rng = np.random.default_rng(0)
 
@@ -53,6 +52,16 @@ def hashing_of(table: pd.DataFrame) -> Callable:
                 hashing.phash(square(hashing.read_grey(file, SIDE)))
 
         return work
+
+    return make
+
+
+def near_copies_of(table: pd.DataFrame) -> Callable:
+    """The whole search for copies that were changed, which generate_balanced_dataset.py makes; each picture once."""
+
+    def make(n: int) -> Callable:
+        files = table["file"][:n].tolist()
+        return lambda: duplicates.near_duplicates(files)
 
     return make
 
@@ -124,22 +133,23 @@ def bootstrap(n: int) -> Callable:
     return lambda: metrics.evaluate(target, probability, 0.5, np.arange(n) // 3)
 
 
-# Name: (the part, its smallest size, the unit of its size, the steepest slope that keeps docs/scale.md true).
+# Name: (the part, its sizes, their unit, the steepest slope that keeps docs/scale.md true).
 WITH_PICTURES = {
-    "hashing": (hashing_of, 128, "pictures", 1.15),
-    "epoch": (epoch_of, 256, "pictures", 1.15),
-    "scoring": (scoring_of, 512, "pictures", 1.15),
+    "hashing": (hashing_of, (128, 1_024, 8_192), "pictures", 1.15),
+    "near copies": (near_copies_of, (64, 256, 1_024), "pictures", 1.5),
+    "epoch": (epoch_of, (256, 1_024, 2_048), "pictures", 1.15),
+    "scoring": (scoring_of, (512, 2_048, 8_192), "pictures", 1.15),
 }
 DRAWN = {
-    "pairs of hashes": (pairs, 16_000, "hashes", 2.1),
-    "split": (split, 8_000, "images", 1.3),
-    "loss": (loss, 256, "images in a batch", 2.4),
-    "gallery search": (search, 16_000, "known lesions", 1.2),
-    "bootstrap": (bootstrap, 1_000, "test images", 1.3),
+    "pairs of hashes": (pairs, (16_000, 64_000, 256_000), "hashes", 2.1),
+    "split": (split, (8_000, 32_000, 128_000), "images", 1.3),
+    "loss": (loss, (256, 1_024, 4_096), "images in a batch", 2.4),
+    "gallery search": (search, (16_000, 64_000, 256_000), "known lesions", 1.2),
+    "bootstrap": (bootstrap, (1_000, 4_000, 16_000), "test images", 1.3),
 }
 
 
-def measure(make: Callable, sizes: list[int]) -> list[float]:
+def measure(make: Callable, sizes: tuple[int, ...]) -> list[float]:
     """Seconds at each size."""
     seconds = []
     for size in sizes:
@@ -155,7 +165,6 @@ def measure(make: Callable, sizes: list[int]) -> list[float]:
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--data", type=Path, help="a data set (without one, the parts that need no pictures)")
-    parser.add_argument("--largest", type=int, default=3, choices=(1, 2, 3), help="sizes beyond the smallest (3)")
     parser.add_argument("--peer-python", help="not needed: there is no peer")
     options = parser.parse_args()
     parts = dict(DRAWN)
@@ -164,8 +173,7 @@ def main() -> None:
         table = table[table["split"].isin(("train", "validation", "test"))].reset_index(drop=True)
         parts = {name: (part(table), *rest) for name, (part, *rest) in WITH_PICTURES.items()} | parts
     holds = True
-    for name, (make, smallest, unit, limit) in parts.items():
-        sizes = [smallest * STEP**i for i in range(options.largest + 1)]
+    for name, (make, sizes, unit, limit) in parts.items():
         seconds = measure(make, sizes)
         slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
         figures = [(f"{name}: slope", slope, limit)]
