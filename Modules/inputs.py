@@ -53,9 +53,15 @@ def _in_folder(folder: Path) -> Iterator[Path]:
 
 
 def listed(file: Path) -> Iterator[Path]:
-    """The paths in a `.txt` file, one a line, or in the column `path` (else the first) of a `.csv` file with a header.
+    """The paths in a list (see `entries`); relative ones start from the list's own folder."""
+    return (file.parent / name for name in entries(file))
 
-    Relative ones start from the list's own folder.
+
+def entries(file: Path) -> Iterator[str]:
+    """The lines of a `.txt` file, or the column `path` (else the first) of a `.csv` file with a header.
+
+    Raises:
+        UserError: a list that can't be read.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
@@ -65,7 +71,7 @@ def listed(file: Path) -> Iterator[Path]:
                 table = csv.DictReader(line for line in stream if line.strip())
                 column = "path" if "path" in (table.fieldnames or ()) else (table.fieldnames or [""])[0]
                 names = ((row[column] or "").strip() for row in table)
-            yield from (file.parent / name for name in names if name)
+            yield from filter(None, names)
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"can't read the list {file} ({error}): expected one path a line, or a column path") from None
 
@@ -83,11 +89,10 @@ def count_pictures(paths: Sequence[Path]) -> int:
 
 
 def read_batches(
-    files: Iterator[Path], size: int, read: Callable = read_image
+    files: Iterator[Path], size: int, read: Callable = read_image, threads: int | None = None
 ) -> Iterator[list[tuple[Path, np.ndarray | ImageError]]]:
-    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead on all cores.
-
-    Of another kind of source `read(source, size)` makes the pictures.
+    """Batches of files with their pictures, uint8 [S, S, 3], or what is wrong with them; read ahead by `threads`
+    (one a core). Of another kind of source `read(source, size)` makes the pictures.
     """
 
     def try_to_read(file: Path) -> tuple[Path, np.ndarray | ImageError]:
@@ -97,7 +102,7 @@ def read_batches(
             return file, error
 
     files = iter(files)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         ahead = deque()
         while True:
             while len(ahead) < AHEAD and (batch := list(islice(files, BATCH))):

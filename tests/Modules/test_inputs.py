@@ -1,5 +1,7 @@
 """Which pictures a command was given, and reading them."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,17 @@ def test_lists_that_cannot_be_read_are_the_users_to_mend(folder):
     (folder / "empty.csv").touch()
     with pytest.raises(UserError, match="no picture in"):
         count_pictures([folder / "empty.csv"])
+
+
+def test_no_more_threads_read_than_are_given(tmp_path):
+    names, turn = set(), threading.Barrier(2)
+
+    def read(file, size):
+        names.add(threading.current_thread().name)
+        turn.wait(10)  # both are at work
+
+    assert len(list(read_batches(iter([tmp_path] * 2 * BATCH), 8, read, 2))) == 2
+    assert len(names) == 2
 
 
 def test_pictures_are_read_in_order_and_only_a_few_batches_ahead(tmp_path):
