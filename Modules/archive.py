@@ -4,9 +4,10 @@
     python -m Modules.archive embed s3://bucket/lesions/ --output s3://bucket/embeddings/ --address ray://head:10001
     python -m Modules.archive hash list.parquet --output hashes/ --address local --workers 8
 
-Pictures: folders, patterns and single files of any address that fsspec opens (a path, s3://, gs://), lists of them
-(.txt, .csv as for predict.py), and Parquet with a column `path`, and with the pictures themselves where it has a column
-`image`. What is done with a picture is what predict.py does; one that can't be read is a row with its `error`.
+Pictures: folders, patterns and single files of any address that fsspec opens (a path, s3://, gs://), lists of them on
+this machine (.txt, .csv as for predict.py), and Parquet with a column `path`, and with the pictures themselves where it
+has a column `image` (binary). What is done with a picture is what predict.py does; one that can't be read is a row with
+its `error`, but for those of a remote address that is out of reach for now: their shards stay missing.
 
 --output gets `part-00000.parquet` and so on, each whole or not there: the same command again does the missing ones.
 Without --address one process of this machine does it; `local` starts Ray on this machine; any other address is that of
@@ -25,8 +26,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import fsspec
 import numpy as np
@@ -48,7 +50,7 @@ from Modules.data.hashing import decode_grey, phash
 from Modules.data.images import BYTE_LIMIT, EXTENSIONS, SCANNED, ImageError, decode, examine, read_bytes, resize
 from Modules.data.local_features import SIDE
 from Modules.evaluation import evidence
-from Modules.inputs import BATCH, LISTS, listed, read_batches
+from Modules.inputs import BATCH, LISTS, entries, read_batches
 from Modules.predictions import row
 from predict import load
 
@@ -58,8 +60,12 @@ TASKS = ("hash", "embed", "score")
 SHARD = 1000  # pictures; a part takes a minute or so, and that is what a crash costs
 NEIGHBOURS = 5  # known lesions to name, as predict.py does
 MODEL, BESIDE = "best_epoch.keras", ("best_epoch.json", "gallery.npz")  # a checkpoint
-Shard = dict  # number; paths, or parquet and group (of rows): what a worker is sent
+Shard = dict  # number; paths, or parquet, group (of rows), first and rows: what a worker is sent
 
+COLUMNS = {  # of Parquet, and what they may be
+    "path": (pa.string(), pa.large_string(), pa.string_view()),
+    "image": (pa.binary(), pa.large_binary(), pa.binary_view()),
+}
 TEXT, NUMBER = pa.string(), pa.float64()
 NEIGHBOUR = pa.struct({"id": TEXT, "label": TEXT, "diagnosis": TEXT, "similarity": NUMBER})
 SCHEMAS = {
@@ -91,7 +97,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_shards(addresses: Iterable[str], size: int) -> Iterator[Shard]:
-    """The shards of all pictures, in an order that is always the same: `size` of them, or a row group of Parquet.
+    """The shards of all pictures, in an order that is always the same: at most `size` of them, of one row group each
+    where they lie in Parquet.
 
     Raises:
         UserError: an address that can't be opened, or where there is no picture.
@@ -104,8 +111,9 @@ def find_shards(addresses: Iterable[str], size: int) -> Iterator[Shard]:
             yield {"number": number, "paths": waiting}
             number, waiting = number + 1, []
         if not isinstance(found, str):
-            yield found | {"number": number}
-            number += 1
+            for first in range(0, found["rows"], size):
+                yield found | {"number": number, "first": first, "rows": min(size, found["rows"] - first)}
+                number += 1
     if waiting:
         yield {"number": number, "paths": waiting}
 
@@ -114,33 +122,44 @@ def _find(addresses: Iterable[str]) -> Iterator[str | Shard]:
     for address in addresses:
         try:
             yield from _find_in(address)
-        except (OSError, ImportError, ValueError, pa.ArrowException) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a cloud's own errors have no base in common
             raise UserError(f"can't use {address} ({_first_line(error)}): expected pictures, see --help") from None
 
 
 def _find_in(address: str) -> Iterator[str | Shard]:
     system, path = fsspec.core.url_to_fs(address)
     suffix = os.path.splitext(path)[1].lower()
-    if isinstance(system, LocalFileSystem) and suffix in LISTS:
-        yield from map(str, listed(Path(path)))
+    local = isinstance(system, LocalFileSystem)
+    if suffix in LISTS:
+        if not local:
+            raise UserError(f"{address}: a list must be a file of this machine; copy it here, or use Parquet")
+        yield from (name if "://" in name else str(Path(path).parent / name) for name in entries(Path(path)))
     elif suffix == ".parquet":
         with system.open(path) as stream:
             table = pq.ParquetFile(stream)
-            if "path" not in table.schema_arrow.names:
-                raise ValueError("no column `path`")
+            _check_columns(table.schema_arrow)
             for group in range(table.num_row_groups):
                 if "image" in table.schema_arrow.names:
                     yield {"parquet": address, "group": group, "rows": table.metadata.row_group(group).num_rows}
                 else:
-                    yield from table.read_row_group(group, ["path"])["path"].to_pylist()
+                    yield from (path or "" for path in table.read_row_group(group, ["path"])["path"].to_pylist())
     else:
         found = sorted(system.glob(path)) if any(sign in path for sign in "*?[") else None
         found = found or (sorted(system.find(path)) if system.isdir(path) else [path] if system.exists(path) else [])
         pictures = [one for one in found if one.lower().endswith(EXTENSIONS)] if found != [path] else found
         if not pictures:
             raise FileNotFoundError("no picture there")
-        local = isinstance(system, LocalFileSystem)
         yield from pictures if local else map(system.unstrip_protocol, pictures)
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    if "path" not in schema.names:
+        raise ValueError("no column `path`")
+    for name in COLUMNS.keys() & set(schema.names):
+        if (kind := schema.field(name).type) not in COLUMNS[name]:
+            raise ValueError(f"its column `{name}` is {kind}, not {COLUMNS[name][0]}")
 
 
 def part(shard: Shard) -> str:
@@ -153,28 +172,34 @@ def part(shard: Shard) -> str:
 class Worker:
     """Does shards, one after another, each into its part; memory does not grow with their number."""
 
-    def __init__(self, task: str, output: str, model: dict[str, bytes], threads: int = 0):
-        """model: the files of a checkpoint by their names. threads: of TensorFlow, 0: as many as it likes."""
+    def __init__(self, task: str, output: str, model: dict[str, bytes], cores: int = 0):
+        """model: the files of a checkpoint by their names. cores: those that are its own, 0: all."""
         self.task, self.output = task, output
+        self.readers = 2 * cores or None  # one waits while another decodes
         self.system, self.folder = fsspec.core.url_to_fs(output)
         if task != "hash":
-            self.checkpoint = _open(model, threads)
+            self.checkpoint = _open(model, cores)
 
     def __call__(self, shard: Shard) -> dict:
-        """Write the part of a shard, unless it is there; returns its number, pictures and errors."""
+        """Write the part of a shard, unless it is there; returns its number, pictures and errors, and why there is no
+        part if something remote is out of reach."""
+        known = {"number": shard["number"], "pictures": 0, "errors": 0, "failed": ""}
         target = f"{self.folder}/{part(shard)}"
         if self.system.exists(target):
-            return {"number": shard["number"], "pictures": 0, "errors": 0}
+            return known
         schema = pa.schema(SCHEMAS[self.task])
         stream, pictures, errors = io.BytesIO(), 0, 0
-        with pq.ParquetWriter(stream, schema) as writer:
-            for rows in getattr(self, self.task)(shard):
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                pictures, errors = pictures + len(rows), errors + sum(one["error"] is not None for one in rows)
+        try:
+            with pq.ParquetWriter(stream, schema) as writer:
+                for rows in getattr(self, self.task)(shard):
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                    pictures, errors = pictures + len(rows), errors + sum(one["error"] is not None for one in rows)
+        except OutOfReach as error:
+            return known | {"failed": str(error)}
         partial = f"{self.folder}/.{part(shard)}.{os.getpid()}"
         self.system.pipe_file(partial, stream.getvalue())
         self.system.mv(partial, target)
-        return {"number": shard["number"], "pictures": pictures, "errors": errors}
+        return known | {"pictures": pictures, "errors": errors}
 
     def score(self, shard: Shard) -> Iterator[list[dict]]:
         for files, pictures in self._read(shard):
@@ -193,7 +218,7 @@ class Worker:
             ]
 
     def hash(self, shard: Shard) -> Iterator[list[dict]]:
-        for batch in read_batches(_sources(shard), 0, _hashes):
+        for batch in read_batches(_sources(shard), 0, _hashes, self.readers):
             yield [
                 dict.fromkeys(SCHEMAS["hash"])
                 | {"path": source.path}
@@ -203,11 +228,15 @@ class Worker:
 
     def _read(self, shard: Shard) -> Iterator[tuple[list, list[np.ndarray]]]:
         """Batches of (path, picture or ImageError), and the pictures alone."""
-        for batch in read_batches(_sources(shard), self.checkpoint.size, _picture):
+        for batch in read_batches(_sources(shard), self.checkpoint.size, _picture, self.readers):
             yield (
                 [(source.path, picture) for source, picture in batch],
                 [picture for _, picture in batch if not isinstance(picture, ImageError)],
             )
+
+
+class OutOfReach(Exception):
+    """Something remote could not be read, which may be different the next time; its one line says why."""
 
 
 class Source(NamedTuple):
@@ -221,25 +250,40 @@ def _sources(shard: Shard) -> Iterator[Source]:
     if "paths" in shard:
         yield from map(Source, shard["paths"])
         return
-    with fsspec.open(shard["parquet"]) as stream:
-        rows = pq.ParquetFile(stream).iter_batches(BATCH, row_groups=[shard["group"]], columns=["path", "image"])
-        for batch in rows:
-            for path, data in zip(batch["path"].to_pylist(), batch["image"].to_pylist(), strict=True):
-                yield Source(path, data or b"")
+    try:
+        with fsspec.open(shard["parquet"]) as stream:
+            yield from islice(_in_group(stream, shard["group"]), shard["first"], shard["first"] + shard["rows"])
+    except Exception as error:  # as in _find
+        raise OutOfReach(f"{shard['parquet']}: {_first_line(error)}") from None
+
+
+def _in_group(stream: IO[bytes], group: int) -> Iterator[Source]:
+    for batch in pq.ParquetFile(stream).iter_batches(BATCH, row_groups=[group], columns=["path", "image"]):
+        for path, data in zip(batch["path"].to_pylist(), batch["image"].to_pylist(), strict=True):
+            yield Source(path or "", data or b"")
 
 
 def _fetch(source: Source) -> bytes:
+    """Raises ImageError where there is no such picture, OutOfReach where that can't be said."""
+    if not source.path:
+        raise ImageError("no path")
     if source.data is not None:
         return source.data
     if "://" not in source.path:
         return read_bytes(source.path)
     try:
         system, path = fsspec.core.url_to_fs(source.path)
+        if isinstance(system, LocalFileSystem):
+            return read_bytes(path)
         if (size := system.size(path)) is not None and size > BYTE_LIMIT:
             raise ImageError(f"{size:,} bytes (at most {BYTE_LIMIT:,})")
         return system.cat_file(path)
-    except (OSError, ValueError, ImportError) as error:  # whatever its file system raises
+    except ImageError:
+        raise
+    except (FileNotFoundError, ValueError) as error:  # no such picture, or no address
         raise ImageError(_first_line(error)) from None
+    except Exception as error:  # as in _find
+        raise OutOfReach(f"{source.path}: {_first_line(error)}") from None
 
 
 def _picture(source: Source, size: int) -> np.ndarray:
@@ -256,11 +300,11 @@ def _hashes(source: Source, _: int) -> dict:
     return {name: seen[name] for name in names} | {"phash": phash(square(decode_grey(data, SIDE)))}
 
 
-def _open(model: dict[str, bytes], threads: int) -> evidence.Checkpoint:
+def _open(model: dict[str, bytes], cores: int) -> evidence.Checkpoint:
     """The checkpoint that consists of these files."""
-    if threads:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    if cores:
+        tf.config.threading.set_intra_op_parallelism_threads(cores)
+        tf.config.threading.set_inter_op_parallelism_threads(cores)
     with tempfile.TemporaryDirectory() as folder:
         for name, data in model.items():
             Path(folder, name).write_bytes(data)
@@ -291,7 +335,9 @@ def claim(options: argparse.Namespace, shards: list[Shard], model: dict[str, byt
             raise UserError(f"{options.output} is of a job with other {other}: name another --output, or empty it")
         system.pipe_file(job, json.dumps(facts, indent=2).encode())
         return {os.path.basename(file) for file in system.glob(f"{folder}/part-*.parquet")}
-    except (OSError, ValueError, ImportError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # as in _find
         raise UserError(f"can't use --output {options.output} ({_first_line(error)}): expected a folder") from None
 
 
@@ -349,13 +395,16 @@ def main() -> None:
     missing = [shard for shard in shards if part(shard) not in done]
     total = sum(shard.get("rows") or len(shard["paths"]) for shard in missing)
     print(f"{len(shards)} shards, {len(shards) - len(missing)} of them done; {total} pictures to {options.task}")
-    pictures = errors = 0
+    pictures, errors, failed = 0, 0, []
     if missing:
         with tqdm(total=total, desc=options.task, unit="image", leave=False, ncols=80, disable=None) as bar:
             for one in work(options, missing, model):
                 pictures, errors = pictures + one["pictures"], errors + one["errors"]
+                failed += [one["failed"]] if one["failed"] else []
                 bar.update(one["pictures"])
     print(f"{pictures} pictures done, {errors} could not be read; see {options.output}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(missing)} shards not done ({failed[0]}): the same command does them")
 
 
 if __name__ == "__main__":
