@@ -229,11 +229,12 @@ def test_a_cloud_that_refuses_is_one_line(method, bucket, tmp_path, monkeypatch)
 
 def test_a_worker_with_a_core_of_its_own_has_two_threads_to_read(pictures, tmp_path, monkeypatch):
     taken, pool = [], inputs.ThreadPoolExecutor
+    monkeypatch.setattr(inputs.os, "cpu_count", lambda: 7)
     monkeypatch.setattr(inputs, "ThreadPoolExecutor", lambda threads: taken.append(threads) or pool(threads))
     (tmp_path / "out").mkdir()
     for number, cores in enumerate((1, 0)):
         archive.Worker("hash", str(tmp_path / "out"), {}, cores)({"number": number, "paths": []})
-    assert taken == [2, inputs.os.cpu_count()]
+    assert taken == [2, 7]
 
 
 @pytest.mark.parametrize(
