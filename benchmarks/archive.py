@@ -57,7 +57,7 @@ def peak(process: int) -> int:
     highest = 0
     for one in family(process):
         with suppress(OSError, StopIteration):
-            if Path(f"/proc/{one}/cmdline").read_bytes().startswith(b"ray::"):
+            if Path(f"/proc/{one}/cmdline").read_bytes().startswith(b"ray::MapWorker"):
                 lines = Path(f"/proc/{one}/status").read_text().splitlines()
                 highest = max(highest, 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1]))
     return highest
