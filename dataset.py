@@ -79,7 +79,7 @@ def epoch_batches(table: pd.DataFrame, recipe: Recipe, full: bool, seed: int, ep
 def training_batches(
     table: pd.DataFrame, recipe: Recipe, seed: int, full: bool = False, start: int = 0, share: Share = WHOLE
 ) -> tuple[tf.data.Dataset, int]:
-    """Endless augmented batches (float32 [B, S, S, 3] in 0..255, labels) from epoch `start` on; steps an epoch.
+    """Endless augmented batches (uint8 [B, S, S, 3], labels) from epoch `start` on; steps an epoch.
 
     Labels are those of the metric losses: int32 [B], or [B, 2] where a positive must come from another patient. Of
     batches that several replicas share it gives the parts of this `share`, one after another, and reads no others.
@@ -159,9 +159,9 @@ def _batches(
         return images, targets[positions]
 
     def load(*item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # uint8 crosses from Python: a quarter of the bytes of float32.
+        # uint8 as far as the model, which casts: a quarter of the bytes to hand on and to bring to a device.
         images, labels = tf.numpy_function(read, item, (tf.uint8, tf.int32), stateful=False)
-        images = tf.ensure_shape(tf.cast(images, tf.float32), (None, size, size, 3))
+        images = tf.ensure_shape(images, (None, size, size, 3))
         return images, tf.ensure_shape(labels, (None, *targets.shape[1:]))
 
     signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64), tf.TensorSpec((None,), tf.int64))

@@ -26,7 +26,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import modules
-from Modules import cli, safe_model
+from Modules import cli, runtime, safe_model
 from Modules.cli import UserError
 from Modules.data.hashing import VIEWS
 from Modules.data.images import ImageError, decode, resize
@@ -147,8 +147,6 @@ def policy(options: argparse.Namespace) -> str:
     """What the backbone computes in, as Keras names it."""
     if options.precision == "float32":
         return "float32"
-    from Modules import runtime
-
     name = runtime.fastest_precision()
     print(f"Scoring in {name}.")
     return runtime.PRECISIONS[name]
@@ -186,6 +184,7 @@ def main() -> None:
 
         web.serve(evidence.open_checkpoint(*loaded, policy(options)), options.neighbours, options.host, options.port)
     elif count:
+        runtime.keep_freed_memory()
         predict(options, evidence.open_checkpoint(*loaded, policy(options)), count)
     else:
         from Modules.evaluation import evaluations

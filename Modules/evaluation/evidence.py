@@ -151,8 +151,8 @@ def judge(checkpoint: Checkpoint, pictures: np.ndarray, k: int, views: int = 1) 
 
     views: flips and turns (1 to 8) of each picture over which probability and embedding are averaged.
     """
-    turned = np.stack([view(picture, i) for i in range(views) for picture in pictures])
-    scored = (part.numpy() for part in checkpoint.run(turned.astype(np.float32)))
+    turned = pictures if views == 1 else np.stack([view(picture, i) for i in range(views) for picture in pictures])
+    scored = (part.numpy() for part in checkpoint.run(tf.cast(turned, tf.float32)))
     probability, embeddings, textures = (part.reshape(views, len(pictures), -1) for part in scored)
     probability, embeddings = probability.mean(axis=0)[:, 0], embeddings.mean(axis=0)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
