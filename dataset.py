@@ -103,15 +103,19 @@ def training_batches(
 
 
 def vector_batches(
-    vectors: np.ndarray, targets: np.ndarray, batch_size: int, seed: int, start: int = 0
+    vectors: np.ndarray, targets: np.ndarray, batch_size: int, seed: int, start: int = 0, views: int = 1
 ) -> tuple[tf.data.Dataset, int]:
-    """Endless shuffled batches of arrays (float32 [B, ...], targets [B, 1]) from epoch `start` on; steps an epoch."""
-    size = min(batch_size, len(vectors))
-    steps = len(vectors) // size
+    """Endless shuffled batches of arrays (float32 [B, ...], targets [B, 1]) from epoch `start` on; steps an epoch.
+
+    Of `views` of each image, all first views first, as `view_batches` gives them, an epoch sees one, the next the next.
+    """
+    n = len(vectors) // views
+    size = min(batch_size, n)
+    steps = n // size
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for epoch in count(start):
-            order = shuffled(len(vectors), seed, epoch)
+            order = epoch % views * n + shuffled(n, seed, epoch)
             for positions in order[: steps * size].reshape(steps, size):
                 yield vectors[positions], targets[positions, None]
 

@@ -189,7 +189,7 @@ def train(
     targets = np.tile(seen["target"].to_numpy(np.float32), views)
     held_out = scoring.embed(frozen, image_batches(validation, recipe.data), len(validation), "validation")[0]
 
-    _, steps = vector_batches(vectors, targets, recipe.classifier.batch_size, seed)
+    _, steps = vector_batches(vectors, targets, recipe.classifier.batch_size, seed, views=views)
     classifier = NeuralNetwork(
         modules.build_classifier(recipe.classifier, frozen.output_shape[-1]),
         "classifier",
@@ -202,7 +202,7 @@ def train(
     )
     print(f"Stage 2: classifier on {len(vectors)} embeddings, {views} views of each image")
     classifier.fit(
-        lambda epoch: vector_batches(vectors, targets, recipe.classifier.batch_size, seed, epoch)[0],
+        lambda epoch: vector_batches(vectors, targets, recipe.classifier.batch_size, seed, epoch, views)[0],
         steps,
         recipe.classifier.epochs,
         lambda: classifier_figures(classifier.model, held_out, validation["target"].to_numpy()),

@@ -68,7 +68,7 @@ class Classifier:
     leaky: bool = False  # LeakyReLU instead of ReLU
     dropout: float = 0.0  # after each dense layer
     outputs: int = 1  # 1: one logit; 2: two logits, whose difference is the one
-    views: int = 4  # augmented views of each image, embedded once and then trained on; 0: the image as it is
+    views: int = 2  # augmented views of each image, embedded once; epochs take them in turn; 0: the image as it is
     batch_size: int = 128  # embeddings
     learning_rate: float = 1e-3  # of Adam
     epochs: int = 50

@@ -275,6 +275,15 @@ def test_vectors_start_at_any_epoch():
     assert not np.array_equal(whole[:20], whole[20:40])
 
 
+def test_an_epoch_sees_one_view_of_each_image_and_the_next_epoch_the_next():
+    """21 vectors as 3 views of 7 images."""
+    batches, steps = vector_batches(VECTORS, TARGETS, 7, seed=0, views=3)
+    vectors, _ = taken(batches, 4)
+    assert steps == 1
+    for epoch, seen in enumerate(vectors[:, 0].reshape(4, 7)):
+        assert sorted(seen) == [epoch % 3 * 7 + k for k in range(7)]
+
+
 def test_fewer_vectors_than_a_batch_are_one_batch():
     batches, steps = vector_batches(VECTORS, TARGETS.astype(np.int64), 100, seed=0)
     vectors, targets = taken(batches, 1)
