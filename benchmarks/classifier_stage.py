@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/classifier_stage.py --data datasets/balanced --weights imagenet
 
 MobileNet at 256 x 256, its features at length 1; the classifier of the recipe `lightweight`, 50 epochs. The slow way
-sees every image in a new view each epoch and judges validation as often; ours embeds 1 or 2 views of each image and then
-trains on those; the limit is for as many as the recipe has. Quality is the ROC AUC of the test images, with its
-interval over patients. Ten minutes on 2 cores.
+sees every image in a new view each epoch and judges validation as often; ours embeds 1 or 2 views of each image and
+then trains on those in turn; the limit is for as many as the recipe has. Quality is the ROC AUC of the test images,
+with its interval over patients. Ten minutes on 2 cores.
 """
 
 import tempfile
