@@ -115,7 +115,8 @@ def test_two_devices_train_the_network_of_train_py_as_one(balanced, tmp_path):
         train(*mode, balanced, tmp_path / mode[0] / "run", jobs, devices=devices)[0][0]["real"]
         for mode, devices in ((("none",), 1), (("mirrored",), 2))
     )
-    np.testing.assert_allclose(two["loss"], alone["loss"], atol=1e-3)
+    # Adam makes a whole step of each gradient's sign, and 27 layers of float32 decide that of the smallest.
+    np.testing.assert_allclose(two["loss"], alone["loss"], rtol=2e-3)
 
 
 def cut_and_resume(balanced, folder, worker, moment, name, resumed_by=WORKERS):
@@ -129,11 +130,13 @@ def cut_and_resume(balanced, folder, worker, moment, name, resumed_by=WORKERS):
         assert "--resume" in said
     else:
         assert [code, other[0]] == [-9, 1], done
-        (line,) = other[2].strip().splitlines()
-        assert "another worker is gone" in line
-        assert "--resume" in line
+        lines = other[2].strip().splitlines()
+        assert len(lines) == 1, lines
+        assert "another worker is gone" in lines[0]
+        assert "--resume" in lines[0]
     assert list(folder.glob("state-*.npz"))
-    resumed, done = train("multiworker", balanced, folder / "run", jobs, resumed_by, resume=True)
+    mode = "multiworker" if resumed_by > 1 else "none"
+    resumed, done = train(mode, balanced, folder / "run", jobs, resumed_by, resume=True)
     assert [code for code, *_ in done] == [0] * resumed_by, done
     return resumed
 
