@@ -130,7 +130,8 @@ def cut_and_resume(balanced, folder, worker, moment, name, resumed_by=WORKERS):
         assert "--resume" in said
     else:
         assert [code, other[0]] == [-9, 1], done
-        lines = other[2].strip().splitlines()
+        # Keras may add that callbacks are slow: here the state is saved at every batch.
+        lines = [line for line in other[2].strip().splitlines() if "is slow compared to the batch time" not in line]
         assert len(lines) == 1, lines
         assert "another worker is gone" in lines[0]
         assert "--resume" in lines[0]
