@@ -12,9 +12,11 @@ PINNED := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),\
 
 setup: .venv/.current
 
-.venv/.current: requirements.txt requirements-dev.txt requirements-parity.txt constraints.txt requirements.lock
+.venv/.current: requirements.txt requirements-dev.txt requirements-parity.txt requirements-onnx.txt constraints.txt \
+    requirements.lock
 	$(call environment,.venv,$(PINNED))
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parity.txt || { rm $@; exit 1; }
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps \
+	    -r requirements-parity.txt -r requirements-onnx.txt || { rm $@; exit 1; }
 
 # environment DIR,REQUIREMENTS: a virtual environment of Python 3.11, by its own venv or by uv.
 define environment

@@ -6,7 +6,7 @@
     python predict.py --data clinic          any labelled set: class folders, or a table with paths or ids
     python predict.py --compare other.keras  two models on the same images
     python predict.py --serve                a page on http://127.0.0.1:7860
-    python predict.py --export tflite        best_epoch.tflite beside the checkpoint; saved_model: a folder
+    python predict.py --export tflite        best_epoch.tflite beside the checkpoint; or onnx; saved_model: a folder
 
 Evaluations are added to the report beside the checkpoint. Every picture gets its probability of melanoma, as in the
 50/50 training batches and as at --prevalence, the decision at the checkpoint's threshold, the most similar known
@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--serve", action="store_true", help="a page in the browser instead of a table")
     parser.add_argument("--precision", default="float32", choices=("float32", "auto"), help="auto: the fastest here")
     parser.add_argument(
-        "--export", choices=("tflite", "saved_model"), help="write the model for programs without Keras"
+        "--export", choices=("tflite", "onnx", "saved_model"), help="write the model for programs without Keras"
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address that the page listens on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="(7860)")
@@ -159,7 +159,7 @@ def export_model(options: argparse.Namespace, model: tf.keras.Model, known: dict
     rng, size = np.random.default_rng(0), model.input_shape[1]
     shown = [data for place in range(min(PICTURES, len(known["ids"]))) if (data := gallery.thumbnail(known, place))]
     pictures = [resize(decode(data), size) for data in shown] or rng.integers(0, 256, (PICTURES, size, size, 3))
-    suffix = ".tflite" if options.export == "tflite" else "_saved_model"
+    suffix = "_saved_model" if options.export == "saved_model" else f".{options.export}"
     file = options.checkpoint.with_name(options.checkpoint.stem + suffix)
     difference = export(model, options.export, file, np.stack(pictures).astype(np.uint8))
     print(f"Wrote {file}; on {len(pictures)} pictures it differs by at most {difference:.1g}.")

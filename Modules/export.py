@@ -1,5 +1,6 @@
 """The saved model in other forms, for programs without Keras: each checked against the model before it is kept."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,9 @@ import tensorflow as tf
 from Modules.cli import UserError
 from Modules.inference import optimised
 
-KINDS = ("tflite", "saved_model")
 PICTURES = 8  # that are compared
 TOLERANCE = 1e-4  # of the probability
+OPSET = 17  # of ONNX: the newest but one that tf2onnx 1.16 knows
 
 
 def export(model: tf.keras.Model, kind: str, file: Path, pictures: np.ndarray) -> float:
@@ -22,12 +23,13 @@ def export(model: tf.keras.Model, kind: str, file: Path, pictures: np.ndarray) -
         pictures: uint8 [N, S, S, 3], on which the largest difference, which is returned, is measured.
 
     Raises:
-        UserError: it says something else than the model, or can't be written; nothing is left then.
+        UserError: it says something else than the model, can't be written, or a package is not installed; nothing is
+            left then.
     """
     partial = file.with_name(f"{file.name}.partial")
     images = pictures.astype(np.float32)
     try:
-        run = {"tflite": _tflite, "saved_model": _saved_model}[kind](optimised(model), partial)
+        run = {"tflite": _tflite, "onnx": _onnx, "saved_model": _saved_model}[kind](optimised(model), partial)
         difference = float(np.abs(run(images) - model.predict_on_batch(images)).max())
         if not difference <= TOLERANCE:
             raise UserError(f"{file} was not written: as {kind} the model says something else, by {difference:.2g}")
@@ -55,6 +57,21 @@ def _tflite(model: tf.keras.Model, file: Path) -> Callable[[np.ndarray], np.ndar
         return interpreter.get_tensor(result)[0]
 
     return lambda images: np.stack([one(image) for image in images])
+
+
+def _onnx(model: tf.keras.Model, file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        import onnxruntime
+        import tf2onnx
+    except ImportError as error:
+        raise UserError(
+            f"--export onnx needs {error.name}: pip install --no-deps -r requirements-onnx.txt, then the same again"
+        ) from None
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it warns of variables that a Keras model does not have
+    signature = [tf.TensorSpec(model.input_shape, tf.float32, name="image")]
+    tf2onnx.convert.from_keras(model, signature, opset=OPSET, output_path=str(file))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["probability"], {"image": images})[0]
 
 
 def _saved_model(model: tf.keras.Model, folder: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cv2
@@ -216,8 +217,14 @@ def test_a_lower_precision_scores_nearly_alike(trained, balanced, tmp_path, monk
     np.testing.assert_allclose(fast.dropna(), exact[fast.notna()], atol=0.03)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("tflite", "best_epoch.tflite"), ("saved_model", "best_epoch_saved_model")])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:(tf2onnx|onnx)")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("tflite", "best_epoch.tflite"), ("onnx", "best_epoch.onnx"), ("saved_model", "best_epoch_saved_model")],
+)
 def test_an_exported_model_says_the_same(trained, balanced, tmp_path, monkeypatch, capsys, kind, name):
+    if kind == "onnx":
+        pytest.importorskip("tf2onnx", reason="requirements-onnx.txt is not installed")
     shutil.copytree(trained, tmp_path / "checkpoints")
     checkpoint = tmp_path / "checkpoints" / "best_epoch.keras"
     monkeypatch.setattr(sys, "argv", ["predict.py", "--checkpoint", str(checkpoint), "--export", kind])
@@ -231,9 +238,22 @@ def test_an_exported_model_says_the_same(trained, balanced, tmp_path, monkeypatc
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
         said = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    elif kind == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        said = session.run(["probability"], {"image": image})[0]
     else:
         said = tf.saved_model.load(str(file)).signatures["serving_default"](tf.constant(image))["probability"]
     np.testing.assert_allclose(said, modules.load(checkpoint)(image), atol=1e-4)
+
+
+def test_onnx_says_what_it_needs_where_that_is_not_installed(trained, tmp_path, monkeypatch):
+    shutil.copy(trained / "best_epoch.keras", tmp_path)
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
+    model = modules.load(tmp_path / "best_epoch.keras")
+    with pytest.raises(UserError, match=r"needs tf2onnx: pip install --no-deps -r requirements-onnx\.txt"):
+        export.export(model, "onnx", tmp_path / "other.onnx", np.zeros((1, 32, 32, 3), np.uint8))
+    assert [file.name for file in tmp_path.iterdir()] == ["best_epoch.keras"]
 
 
 def test_an_export_that_says_something_else_is_not_kept(trained, tmp_path, monkeypatch):
