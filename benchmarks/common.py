@@ -62,6 +62,13 @@ def checkpoint(folder: str, paths: list[Path], backbone: str, size: int = SIZE) 
     return file
 
 
+def precisions() -> list[str]:
+    """float32, and what `--precision auto` takes here if that is another: a machine without it only imitates it."""
+    from Modules.runtime import fastest_precision
+
+    return list(dict.fromkeys(("float32", fastest_precision())))
+
+
 def child(python: str, *arguments: object) -> dict:
     """What `python SCRIPT --measure ARGUMENTS` of the running script prints, in a process of its own."""
     command = [python, sys.argv[0], "--measure", *map(str, arguments)]

@@ -4,9 +4,10 @@
 
 JPEGs of 256 x 256, InceptionV3 and ResNet50, random weights. Ours reads, scores, finds the neighbours and writes the
 table; the model alone gets the same number of images from memory, in batches of 32. PyTorch: torchvision's model,
-channels_last, autocast, inference mode, a DataLoader with a worker a core. The best turn counts.
+channels_last, autocast, inference mode, a DataLoader with a worker a core. The best turn counts. In
+float32 and in what `--precision auto` takes here.
 
-12 minutes on 2 cores; --backbone takes one, --count fewer files than 1,144.
+12 minutes on 2 cores with AMX; --backbone takes one, --count fewer files than 1,144.
 """
 
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import common
 
-BACKBONES, PRECISIONS = ("inception_v3", "resnet50"), ("float32", "bfloat16")
+BACKBONES = "inception_v3", "resnet50"
 BATCH, SINGLE = 32, 24  # images; those that are predicted one by one
 
 
@@ -94,7 +95,7 @@ def main() -> None:
             pictures.mkdir()
             home.mkdir()
             checkpoint = common.checkpoint(str(home), common.files(str(pictures), options.count), backbone)
-            for precision in PRECISIONS:
+            for precision in common.precisions():
                 speeds = found[precision] = common.child(sys.executable, "ours", pictures, checkpoint, precision)
                 if options.peer_python:
                     run = common.child(options.peer_python, "pytorch", pictures, backbone, precision)

@@ -6,9 +6,10 @@ InceptionV3 and ResNet50 at 256 x 256 in batches of 32, random weights, the reci
 the training of train.py's stage 1, with augmentation, callbacks and the file of state after each epoch, on pictures
 that the first epoch has decoded; after it comes the bare step of the same network on one batch in memory. PyTorch
 steps on one batch in memory: torchvision's model, channels_last, autocast, pytorch-metric-learning's miner and loss.
-Each network and precision has a process of its own; the best epoch, or step, counts.
+In float32 and in what `--precision auto` takes here, each network in a process of its own; the best epoch, or step,
+counts.
 
-Twelve minutes on 2 cores; --backbone and --precision take one of each.
+Twelve minutes on 2 cores with AMX; --backbone takes one.
 """
 
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import common
 
-BACKBONES, PRECISIONS = ("inception_v3", "resnet50"), ("float32", "bfloat16")
+BACKBONES = "inception_v3", "resnet50"
 BATCH, STEPS, TURNS = 32, 12, 2
 
 
@@ -94,12 +95,12 @@ def pytorch(backbone: str, precision: str) -> dict:
 
 
 def main() -> None:
-    options = common.options(__doc__, backbone={"choices": BACKBONES}, precision={"choices": PRECISIONS})
+    options = common.options(__doc__, backbone={"choices": BACKBONES})
     figures = []
     print(f"{'images/s':24}{'files':>10}{'memory':>10}{'PyTorch':>10}")
     for backbone in [options.backbone] if options.backbone else BACKBONES:
         files, peers = {}, {}
-        for precision in [options.precision] if options.precision else PRECISIONS:
+        for precision in common.precisions():
             found = common.child(sys.executable, "ours", backbone, precision)
             files[precision], name = found["files"], f"{backbone}, {precision}"
             if options.peer_python:
