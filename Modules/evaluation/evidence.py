@@ -159,7 +159,7 @@ def judge(checkpoint: Checkpoint, pictures: np.ndarray, k: int, views: int = 1) 
     distances = familiarity.distance(textures[0], checkpoint.gallery)
 
     known, facts = checkpoint.gallery, checkpoint.facts
-    excluded = np.stack([gallery.relatives(gallery.picture_hashes(picture), known) for picture in pictures])
+    excluded = gallery.relatives(np.stack([gallery.picture_hashes(picture) for picture in pictures]), known)
     positions, cosines = gallery.nearest_known(embeddings, known, k, excluded)
     prior = (facts.get("calibration") or {}).get("training_prevalence", TRAINING_PREVALENCE)
     corrected = correct_prior(probability, prior, checkpoint.prevalence)

@@ -19,7 +19,7 @@ from Modules.cli import UserError
 from Modules.data.images import EXTENSIONS, read_image, scan
 from Modules.data.manifest import CLINICAL
 from Modules.data.metadata import TABLE, read_csv, shown
-from Modules.evaluation.gallery import is_copy, picture_hashes
+from Modules.evaluation.gallery import copies, picture_hashes
 from Modules.metric_learning.sampling import shuffled
 
 WORDS = {
@@ -65,8 +65,8 @@ def without_known(
     """`table` without what training or validation knew: by its id among `known`, or as the copy, under whatever name,
     of a picture in the `gallery`, compared at `size` pixels. `table` has been through `readable`."""
     named = table["isic_id"].isin(set(known)).to_numpy()
-    pictures = (read_image(file, size) for file in table["file"])
-    copied = np.array([is_copy(picture_hashes(picture), gallery).any() for picture in pictures], bool) & ~named
+    hashes = np.stack([picture_hashes(read_image(file, size)) for file in table["file"]])
+    copied = np.isin(np.arange(len(table)), copies(hashes, gallery)[:, 0]) & ~named
     for seen, why in ((named, "training or validation knew their ids"), (copied, "copies of training images")):
         if seen.any():
             notes.append(f"{seen.sum()} images left out: {why}")

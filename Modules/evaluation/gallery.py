@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from Modules.cli import UserError
-from Modules.data.hashing import phash, popcount
+from Modules.data.hashing import VIEWS, close_pairs, phash
 from Modules.data.images import read_image, resize
 from Modules.safe_model import sha256
 
@@ -131,18 +131,20 @@ def picture_hashes(picture: np.ndarray) -> np.ndarray:
     return phash(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
 
 
-def is_copy(hashes: np.ndarray, gallery: dict) -> np.ndarray:
-    """Which lesions are the picture with `hashes` uint64 [8], however turned, scaled or encoded: bool [N]."""
-    return (popcount(hashes[:, None] ^ gallery["hashes"]) <= COPY_RADIUS).any(axis=0)
+def copies(hashes: np.ndarray, gallery: dict) -> np.ndarray:
+    """Which pictures, `hashes` uint64 [M, 8], are which lesions, however turned, scaled or encoded: int64 [P, 2]."""
+    return close_pairs(hashes.ravel(), gallery["hashes"], COPY_RADIUS)[:, :2] // (VIEWS, 1)
 
 
 def relatives(hashes: np.ndarray, gallery: dict) -> np.ndarray:
-    """Which lesions are no evidence about a picture with `hashes` uint64 [8]: its copies and their groups, bool [N].
+    """Which lesions are no evidence about pictures with `hashes` uint64 [M, 8]: copies and their groups, bool [M, N].
 
     A group is a patient, or what else must stay together, as in every figure of the test split.
     """
-    copies = is_copy(hashes, gallery)
-    return np.isin(gallery["groups"], gallery["groups"][copies]) if copies.any() else copies
+    found = np.zeros((len(hashes), len(gallery["hashes"])), bool)
+    for picture, lesion in copies(hashes, gallery):
+        found[picture] |= gallery["groups"] == gallery["groups"][lesion]
+    return found
 
 
 def nearest_known(

@@ -132,9 +132,10 @@ def test_copies_and_their_groups_are_no_evidence(home, tmp_path):
         picture = cv2.resize(cv2.imread(str(home / f"{i}.png"))[..., ::-1], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
         brighter = np.clip(picture.astype(int) + 20, 0, 255).astype(np.uint8)
         for copy in (picture, view(picture, 1), view(picture, 6), brighter):
-            assert gallery.relatives(gallery.picture_hashes(copy), known).tolist() == group
+            assert gallery.relatives(gallery.picture_hashes(copy)[None], known).tolist() == [group]
     stranger, _ = draw(np.random.default_rng(99), True, SIZE)
-    assert not gallery.relatives(gallery.picture_hashes(stranger), known).any()
+    both = np.stack([gallery.picture_hashes(stranger), gallery.picture_hashes(picture)])
+    assert gallery.relatives(both, known).tolist() == [[False] * 4, group]
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
