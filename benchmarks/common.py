@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SIZE = 256  # pixels a side
+KNOWN = 23_000  # lesions in a gallery: as many as train the recipe on the full data set
 
 
 def files(folder: str, count: int, size: int = SIZE, drawn: int = 64) -> list[Path]:
@@ -42,7 +43,9 @@ def table(paths: list[Path]):
 
 
 def checkpoint(folder: str, paths: list[Path], backbone: str, size: int = SIZE) -> Path:
-    """A complete checkpoint of random weights that knows every picture like `paths`."""
+    """A complete checkpoint of random weights that knows every picture like `paths`, and KNOWN random lesions."""
+    import numpy as np
+
     import modules
     from dataset import image_batches
     from Modules import safe_model
@@ -56,6 +59,19 @@ def checkpoint(folder: str, paths: list[Path], backbone: str, size: int = SIZE) 
     batches = image_batches(rows, Data(image_size=size, batch_size=32))
     pair = rows, batches
     evidence.write_gallery(file.with_name("gallery.npz"), file, modules.load(file), pair, pair, True)
+    with np.load(file.with_name("gallery.npz")) as saved:
+        known, rng = dict(saved), np.random.default_rng(0)
+    vectors = rng.standard_normal((KNOWN, known["embeddings"].shape[1]))
+    strangers = {
+        "embeddings": (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16),
+        "hashes": rng.integers(0, 2**64, KNOWN, np.uint64),
+        "targets": np.arange(KNOWN, dtype=np.int8) % 2,
+        "thumbnail_ends": np.full(KNOWN, known["thumbnail_ends"][-1]),
+        **{name: np.arange(KNOWN).astype(str) for name in ("ids", "patients", "groups")},
+        "diagnoses": np.full(KNOWN, ""),
+    }
+    known |= {name: np.concatenate([known[name], more]) for name, more in strangers.items()}
+    np.savez(file.with_name("gallery.npz"), **known)
     facts = dict.fromkeys(evidence.NEEDED) | {"config": {"data": {}}, "threshold": 0.5, "prevalence": PREVALENCE}
     facts |= {"in_distribution": {"limit": 1e9}, "sha256": safe_model.hashes(file)}
     file.with_suffix(".json").write_text(json.dumps(facts))
