@@ -1,5 +1,9 @@
 """The folder of a run, seeds, and the arithmetic chosen for a machine."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -125,3 +129,12 @@ def test_versions_are_those_that_run():
     assert versions["tensorflow"] == tf.__version__
     assert versions["numpy"] == np.__version__
     assert set(versions) == {"python", "tensorflow", "keras", "numpy", "scikit-learn", "machine", "gpu"}
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_onednn_is_on_unless_the_user_says_otherwise(given, expected):
+    name = "TF_ENABLE_ONEDNN_OPTS"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: given} if given else {})
+    command = [sys.executable, "-c", f"import os; from Modules import quiet; print(os.environ[{name!r}])"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
