@@ -99,7 +99,7 @@ def test_the_centre_stays_and_lengths_scale_alike(angle, scale, flip):
     assert np.sign(np.linalg.det(matrix[:, :2])) == flip[0] * flip[1]
 
 
-@pytest.mark.parametrize("amount", [{"rotation": 1.0}, {"zoom": 0.5}, {"rotation": 0.3, "zoom": 0.3}])
+@pytest.mark.parametrize("amount", [{"rotation": 1.0}, {"zoom": 0.5}, {"zoom": 0.99}, {"rotation": 0.3, "zoom": 0.3}])
 def test_no_border_comes_into_the_picture(amount):
     for view in views(grey(value=200), replace(NOTHING, **amount)):
         np.testing.assert_array_equal(view, grey(value=200))
