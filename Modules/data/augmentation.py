@@ -4,6 +4,7 @@ A few passes over uint8 in OpenCV, because the input pipeline must keep up with 
 from the generator handed in, so that a view depends on its seed alone.
 """
 
+import math
 from functools import lru_cache
 
 import cv2
@@ -45,23 +46,23 @@ def augment(image: np.ndarray, config: Data, rng: np.random.Generator, out: np.n
 def warp(image: np.ndarray, angle: float, scale: float, flip: tuple[int, int], out: np.ndarray) -> None:
     """Into `out`: `image` [S, S, 3] turned by `angle` (radians), scaled and flipped; the mirror comes in at borders."""
     size = image.shape[0]
-    matrix = affine(size, angle, scale, flip)
-    options = {"dst": out, "flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REFLECT_101}
     # OpenCV is twice as fast where no pixel lies outside, and it need not ask: the mirror is laid around the picture.
-    border = max(0, int(size / 2 * (np.sqrt(2) / scale - 1)) + 2)
-    if border < size:
-        image = cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_REFLECT_101)
-        matrix[:, 2] -= border * matrix[:, :2].sum(axis=1)
-        options["borderMode"] = cv2.BORDER_CONSTANT
-    cv2.warpAffine(image, matrix, (size, size), **options)
+    border, outside = max(0, int(size / 2 * (np.sqrt(2) / scale - 1)) + 2), cv2.BORDER_CONSTANT
+    if border >= size:
+        border, outside = 0, cv2.BORDER_REFLECT_101
+    image = cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_REFLECT_101)
+    matrix = affine(size, angle, scale, flip, border)
+    cv2.warpAffine(image, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR, borderMode=outside)
 
 
-def affine(size: int, angle: float, scale: float, flip: tuple[int, int]) -> np.ndarray:
-    """The 2x3 matrix that turns by `angle` (radians), scales and flips (-1: mirrored) around the picture's centre."""
-    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
-    turn = np.array([[cosine, -sine], [sine, cosine]]) * flip
-    centre = np.full(2, (size - 1) / 2)
-    return np.column_stack([turn, centre - turn @ centre])
+def affine(size: int, angle: float, scale: float, flip: tuple[int, int], border: int = 0) -> np.ndarray:
+    """The 2x3 matrix that turns by `angle` (radians), scales and flips (-1: mirrored) around the picture's centre.
+
+    border: pixels that are laid around the picture before.
+    """
+    cosine, sine, centre = scale * math.cos(angle), scale * math.sin(angle), (size - 1) / 2
+    rows = (cosine * flip[0], -sine * flip[1]), (sine * flip[0], cosine * flip[1])
+    return np.array([(x, y, centre - (x + y) * (centre + border)) for x, y in rows])
 
 
 def colour_matrix(shift: float, contrast: float, saturation: float, hue: float, mean: float) -> np.ndarray:

@@ -38,6 +38,7 @@ WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA)}  # JPEG markers that no length
 SCANNED = ["width", "height", "bytes", "sha256", "pixels", "plain", "notes", "reason"]
 BLANK = 2.0  # grey levels; standard deviation of a picture under which there is nothing on it
 
+cv2.setNumThreads(1)  # who reads many pictures has a thread a core: OpenCV's own would compete with those
 Image.MAX_IMAGE_PIXELS = None  # `decode` checks PIXEL_LIMIT itself, from the header and with its own message
 warnings.filterwarnings("ignore", module="PIL")  # about odd metadata, of no consequence for the pixels
 
