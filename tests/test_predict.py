@@ -140,14 +140,16 @@ def test_neighbours_of_a_training_image_are_neither_itself_nor_of_its_patient(tr
 def test_neighbours_of_test_images_give_the_accuracy_in_the_json(trained, balanced, tmp_path):
     test = select(load_manifest(balanced), "test")
     run(
-        "predict.py", *test["file"], "--checkpoint", trained / "best_epoch.keras", "--neighbours", "15",
+        "predict.py", *test["file"], "--checkpoint", trained / "best_epoch.keras", "--neighbours", "30",
         "--output", "out.jsonl", cwd=tmp_path,
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    for row in rows:
-        labels = [neighbour["label"] for neighbour in row["neighbours"]]
-        assert row["malignant_share"] == pytest.approx(labels.count("malignant") / 15, abs=1e-6)
-    right = [(row["malignant_share"] > 0.5) == target for row, target in zip(rows, test["target"], strict=True)]
+    right = []
+    for row, target in zip(rows, test["target"], strict=True):
+        malignant = [neighbour["label"] == "malignant" for neighbour in row["neighbours"]]
+        assert row["malignant_share"] == pytest.approx(np.mean(malignant), abs=1e-6)
+        votes = np.exp([neighbour["cosine"] / 0.07 for neighbour in row["neighbours"]])
+        right.append((np.average(malignant, weights=votes) > 0.5) == target)
     facts = json.loads((trained / "best_epoch.json").read_text())
     assert np.mean(right) == pytest.approx(facts["test"]["embedding"]["knn_accuracy"])
 

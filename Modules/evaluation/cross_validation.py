@@ -10,12 +10,12 @@ from Modules.evaluation.gallery import nearest_known
 from Modules.evaluation.intervals import bootstrap, interval, patient_codes
 from Modules.evaluation.metrics import evaluate, weighted_metrics
 from Modules.evaluation.scoring import units
+from Modules.metric_learning.quality import K, vote_weights
 
 SCORES = "test_scores.csv"
-NEIGHBOURS = 15  # as in `embedding_quality`
 SCORERS = {
     "probability": "the classifier",
-    "knn": "the bare embedding, 15 neighbours",
+    "knn": "the bare embedding, 30 neighbours",
     "logistic": "frozen features + logistic regression",
     "finetune": "the same backbone by cross-entropy",
 }
@@ -29,9 +29,9 @@ def score_table(test: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.DataFra
 
 
 def knn_share(embeddings: np.ndarray, gallery: dict) -> np.ndarray:
-    """The share of malignant lesions among the 15 known ones nearest to each embedding: [N] in 0..1."""
-    positions, _ = nearest_known(embeddings, gallery, NEIGHBOURS)
-    return gallery["targets"][positions].mean(axis=1)
+    """The malignant share of the votes of the K known lesions nearest to each embedding: [N] in 0..1."""
+    positions, cosines = nearest_known(embeddings, gallery, K)
+    return np.average(gallery["targets"][positions], axis=1, weights=vote_weights(2 - 2 * cosines))
 
 
 def pool(folders: list[Path], prevalence: float) -> dict:

@@ -85,10 +85,11 @@ def test_missing_scores_name_the_file(tmp_path):
         pool([tmp_path], 0.0176)
 
 
-def test_the_share_among_the_known_is_a_count(monkeypatch):
-    monkeypatch.setattr(cross_validation, "NEIGHBOURS", 2)
+def test_the_share_among_the_known_weighs_them_by_their_cosine(monkeypatch):
+    monkeypatch.setattr(cross_validation, "K", 2)
     angles = np.radians([0, 10, 90, 100])
     known = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float16)
     gallery = {"embeddings": known, "targets": np.array([1, 1, 0, 1])}
     share = cross_validation.knn_share(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), gallery)
-    assert share.tolist() == [1.0, 0.5]
+    malignant, benign = np.exp(np.cos(np.radians([10, 0])) / 0.07)
+    assert share == pytest.approx([1.0, malignant / (malignant + benign)], abs=0.01)

@@ -39,14 +39,16 @@ def plain_retrieval(query, known, within, k):
     hits = {1: [], 5: []}
     precisions, votes = [], []
     for i, target in enumerate(targets):
-        order, _ = neighbours(i, query, known, within)
+        order, distance = neighbours(i, query, known, within)
         relevant = [others[j] == target for j in order]
         if any(relevant):
             for depth, values in hits.items():
                 values.append(any(relevant[:depth]))
             r = sum(relevant)
             precisions.append(sum(np.mean(relevant[: m + 1]) for m in range(r) if relevant[m]) / r)
-        votes.append([np.mean([others[j] == value for j in order[:k]]) for value in np.unique(others)])
+        weights = {j: np.exp((1 - distance[j] ** 2 / 2) / 0.07) for j in order[:k]}
+        share = [sum(w for j, w in weights.items() if others[j] == value) for value in np.unique(others)]
+        votes.append(np.array(share) / sum(weights.values()))
     votes, classes = np.array(votes), np.unique(others)
     winners = [classes[row == row.max()] for row in votes]
     return {
@@ -116,12 +118,18 @@ def test_an_image_alone_in_its_class_has_silhouette_0():
     )
 
 
-def test_neighbours_at_the_same_distance_share_the_places_that_are_left():
-    """One benign neighbour, then three malignant and one benign tied for two places: 1.5 votes each."""
-    point, far = [1.0, 0.0], [0.0, 1.0]
-    known = np.array([point] + [far] * 4, np.float32), np.array([0, 1, 1, 1, 0]), None
-    result = embedding_quality(np.array([point], np.float32), np.array([1]), None, known, k=3)
-    assert result["knn_accuracy"] == 0.5
+@pytest.mark.parametrize(("malignant", "expected"), [(3, 0.0), (2, 0.5), (1, 1.0)])
+def test_neighbours_at_the_same_distance_share_the_places_that_are_left(malignant, expected):
+    """Of four that are tied for two places each has half a vote, whatever their order."""
+    known = np.ones((4, 1), np.float32), np.array([1] * malignant + [0] * (4 - malignant)), None
+    result = embedding_quality(np.zeros((1, 1), np.float32), np.array([0]), None, known, k=2)
+    assert result["knn_accuracy"] == expected
+
+
+def test_a_near_neighbour_outvotes_two_far_ones_and_far_from_all_the_votes_still_count():
+    known = np.array([[0.0], [1.0], [1.0]], np.float32), np.array([0, 1, 1]), None
+    images = np.array([[0.0], [100.0]], np.float32), np.array([0, 1]), None
+    assert embedding_quality(*images, known, k=3)["knn_accuracy"] == 1.0
 
 
 def test_spread_follows_its_definition():
@@ -234,8 +242,8 @@ def test_fewer_neighbours_than_k_all_vote():
     targets[:2] = 0, 1
     known = (embeddings, targets, None)
     few, many = (embedding_quality(*make(4, n=30), reference=known, k=k) for k in (6, 50))
-    assert many["knn_accuracy"] == pytest.approx(few["knn_accuracy"])
-    assert few["knn_roc_auc"] == 0.5  # every image is a neighbour of every image
+    assert many == pytest.approx(few)
+    assert embedding_quality(*make(4, n=30), reference=known, k=5) != pytest.approx(few)
 
 
 def test_pair_distances_are_those_of_all_pairs_from_different_groups():
