@@ -169,8 +169,8 @@ def tuned() -> Recipe:
             schedule="cosine",
             beside_original=True,
             averaged_views=4,
-            pretrain_epochs=6,
-            epochs=6,
+            pretrain_epochs=16,
+            epochs=10,
             keep="last",
         ),
         # To the end: a linear classifier ranks best long after it is too sure of itself, which calibration mends.
