@@ -148,7 +148,7 @@ def test_neighbours_of_test_images_give_the_accuracy_in_the_json(trained, balanc
     for row, target in zip(rows, test["target"], strict=True):
         malignant = [neighbour["label"] == "malignant" for neighbour in row["neighbours"]]
         assert row["malignant_share"] == pytest.approx(np.mean(malignant), abs=1e-6)
-        votes = np.exp([neighbour["cosine"] / 0.07 for neighbour in row["neighbours"]])
+        votes = np.exp([neighbour["similarity"] / 0.07 for neighbour in row["neighbours"]])
         right.append((np.average(malignant, weights=votes) > 0.5) == target)
     facts = json.loads((trained / "best_epoch.json").read_text())
     assert np.mean(right) == pytest.approx(facts["test"]["embedding"]["knn_accuracy"])

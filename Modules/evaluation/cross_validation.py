@@ -15,7 +15,7 @@ from Modules.metric_learning.quality import K, vote_weights
 SCORES = "test_scores.csv"
 SCORERS = {
     "probability": "the classifier",
-    "knn": "the bare embedding, 30 neighbours",
+    "knn": "the bare embedding, its neighbours",
     "logistic": "frozen features + logistic regression",
     "finetune": "the same backbone by cross-entropy",
 }

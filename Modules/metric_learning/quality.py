@@ -71,7 +71,9 @@ def embedding_quality(
 
 
 def vote_weights(squared: np.ndarray) -> np.ndarray:
-    """What the votes of neighbours at these squared distances weigh: exp(cosine / 0.07), up to a constant factor.
+    """What the votes of neighbours weigh: exp(cosine / 0.07), up to a constant factor.
+
+    squared: squared distances between embeddings of unit length, any shape, 0..4.
 
     Wu et al. 2018, "Unsupervised feature learning via non-parametric instance discrimination", §3.4.
     """
@@ -198,7 +200,6 @@ def _retrieval(images: tuple, known: tuple, k: int) -> dict[str, float | None]:
     """The metrics named in RETRIEVAL."""
     targets, known_targets, n = images[1], known[1], len(images[1])
     classes, position = np.unique(known_targets, return_inverse=True)
-    one_hot = np.eye(len(classes), dtype=np.float32)[position]  # [M, classes]
     possible, first, precision = np.zeros(n, int), np.zeros(n, int), np.zeros(n)
     votes = np.zeros((n, len(classes)))
 
@@ -209,7 +210,7 @@ def _retrieval(images: tuple, known: tuple, k: int) -> dict[str, float | None]:
         # it is the own class: nothing needs to be looked up afterwards, and a tie puts the other class first.
         distance = squared.view(np.int32) & -2
         ordered = np.sort(distance | same, axis=1)
-        votes[rows] = _votes(distance, ordered & -2, allowed, one_hot, k)
+        votes[rows] = _votes(distance, ordered & -2, allowed, position, len(classes), k)
 
         relevant = ordered & 1
         possible[rows] = r = same.sum(axis=1)
@@ -232,20 +233,23 @@ def _retrieval(images: tuple, known: tuple, k: int) -> dict[str, float | None]:
     return result
 
 
-def _votes(distance: np.ndarray, ordered: np.ndarray, allowed: np.ndarray, one_hot: np.ndarray, k: int) -> np.ndarray:
+def _votes(
+    distance: np.ndarray, ordered: np.ndarray, allowed: np.ndarray, own: np.ndarray, classes: int, k: int
+) -> np.ndarray:
     """Each class's share of the votes of the k nearest, [rows, classes]; 0 for a row without neighbours.
 
-    All that are exactly as far as the k-th share the places that are left.
+    All that are exactly as far as the k-th share the places that are left. own: the class of each known image [M].
     """
     k = np.minimum(k, allowed.sum(axis=1, keepdims=True))
     farthest = np.take_along_axis(ordered, k.clip(1) - 1, axis=1)
     nearer, tied = distance < farthest, (distance == farthest) & allowed
     places = (k - nearer.sum(axis=1, keepdims=True)) / tied.sum(axis=1, keepdims=True).clip(1)
-    squared, nearest = distance.view(np.float32), ordered[:, :1].view(np.float32)
-    # From the nearest one on, so that far from everything is not without votes.
-    weights = vote_weights(squared - np.where(np.isfinite(nearest), nearest, 0)).astype(np.float64)
-    votes = (nearer + places * tied) * weights @ one_hot
-    return votes / votes.sum(axis=1, keepdims=True).clip(np.finfo(float).tiny)
+    row, known = np.nonzero(nearer | tied)
+    squared, nearest = distance.view(np.float32)[row, known], ordered[row, 0].view(np.float32)
+    # From the nearest one on, so that what is far from everything is not without votes.
+    votes = vote_weights(squared - nearest) * np.where(tied[row, known], places[row, 0], 1)
+    table = np.bincount(row * classes + own[known], votes, len(distance) * classes).reshape(-1, classes)
+    return table / table.sum(axis=1, keepdims=True).clip(np.finfo(float).tiny)
 
 
 def class_distances(images: tuple) -> dict[str, float | None]:

@@ -29,7 +29,7 @@ def fold(folder, seed, threshold=0.5, n=60, good=1.0, shift=0.0):
     scores = {
         "probability": 1 / (1 + np.exp(-logit - shift)),
         "threshold": threshold,
-        "knn": rng.integers(0, 16, n) / 15,
+        "knn": rng.uniform(size=n),
         "logistic": 1 / (1 + np.exp(-0.3 * (2 * target - 1) - rng.normal(size=n))),
     }
     folder.mkdir()

@@ -218,7 +218,7 @@ def test_later_evaluations_and_folds_are_shown(folder, facts):
     report.write_json(folder.parent / "cross_validation.json", folds)
     (folder / html.LATER / "external-damaged.json").write_text("{")
     page, card = written(folder, facts | {"fold": 1})
-    for words in ("clinic", "no patients are known", "other.keras", "DeLong", "McNemar", "15 neighbours", "+0.777"):
+    for words in ("clinic", "no patients are known", "other.keras", "DeLong", "McNemar", "its neighbours", "+0.777"):
         assert words in page.text
     assert "clinic" in card
     assert "of a former model" not in page.text + card
