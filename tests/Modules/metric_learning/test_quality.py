@@ -126,6 +126,12 @@ def test_neighbours_at_the_same_distance_share_the_places_that_are_left(malignan
     assert result["knn_accuracy"] == expected
 
 
+def test_the_tied_have_together_only_the_places_that_a_nearer_one_leaves():
+    """Three malignant ones at 0.87 of the benign one's weight: one place, not three."""
+    known = np.array([[0], [0.14], [0.14], [0.14]], np.float32), np.array([0, 1, 1, 1]), None
+    assert embedding_quality(np.zeros((1, 1), np.float32), np.array([0]), None, known, k=2)["knn_accuracy"] == 1.0
+
+
 def test_a_near_neighbour_outvotes_two_far_ones_and_far_from_all_the_votes_still_count():
     known = np.array([[0.0], [1.0], [1.0]], np.float32), np.array([0, 1, 1]), None
     images = np.array([[0.0], [100.0]], np.float32), np.array([0, 1]), None
