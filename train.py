@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
 import modules
@@ -103,6 +104,7 @@ def train(
     manifest = load_manifest(data, options.fold, options.verify)
     training = select(manifest, "train", full, external=recipe.data.external == "join")
     validation, test = select(manifest, "validation", full), select(manifest, "test", full=True)
+    learned = pd.concat([training, validation], ignore_index=True) if recipe.data.refit else training
     identity = identify(options, recipe, data)
     chief, share = distribution.is_chief(strategy), distribution.share(strategy)
     if chief:
@@ -120,8 +122,6 @@ def train(
     print(f"Images: {len(training)} training, {len(validation)} validation, {len(test)} test")
 
     # == Build: backbone -> dense -> unit length =======================================================================
-    settings = stage.distance, stage.final_margin or None, stage.classification, stage.positives
-    loss = make_loss(stage.loss, stage.margin, *settings)
     weights = pretrained(stage.backbone, options.weights, is_demo)
     with strategy.scope():
         embedding = modules.build_embedding(stage, size, weights)
@@ -137,39 +137,50 @@ def train(
     start = modules.backbone_weights(embedding)
 
     # == 1. Metric learning: pull each class together, push the classes apart ==========================================
+    # With `refit` stages 1 and 2 have two rounds: from training, judged on validation; then from both, for as many
+    # epochs as turned out best.
+    rounds = {"": training} | ({"-refit": learned} if recipe.data.refit else {})
+    settings = stage.distance, stage.final_margin or None, stage.classification, stage.positives
     # Validation is judged by what training ends with, so that its epochs compare under a schedule too.
     last = make_loss(stage.loss.split(",")[-1], stage.final_margin or stage.margin, *settings)
     judged = validation[validation["balanced"]].reset_index(drop=True)
-    learner = with_head(embedding, loss, len(LABELS), seed)
-    last.classes = loss.classes
-    judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
-    _, steps = training_batches(training, recipe, seed, full, share=share)
-    metric = NeuralNetwork(
-        learner,
-        "embedding",
-        folder,
-        loss,
-        adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * stage.epochs),
-        mode="min" if stage.keep == "best" else "last",
-        metrics=(loss.metric_loss,) if stage.classification else (),
-        identity=identity,
-    )
-    print(f"Stage 1: {stage.loss} loss, {steps} batches an epoch, {precision}")
-    metric.fit(
-        lambda epoch: training_batches(training, recipe, seed, full, epoch, share)[0],
-        steps,
-        stage.epochs,
-        lambda: embedding_figures(
-            judge, image_batches(judged, recipe.data), judged, last, stage, recipe.data.batch_size
-        ),
-        stage.patience,
-        options.resume,
-        (loss.schedule(stage.epochs), *(tracking.callbacks(run, "embedding", folder, options.resume) if chief else ())),
-        watch(loss, stage.loss),
-        recover=options.on_collapse == "recover",
-    )
+    untrained, trained, networks = embedding.get_weights(), {}, {}
+    for again, rows in rounds.items():
+        embedding.set_weights(untrained)
+        loss = make_loss(stage.loss, stage.margin, *settings)
+        learner = with_head(embedding, loss, len(LABELS), seed)
+        last.classes = loss.classes
+        judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
+        epochs = networks["embedding"].best_epoch + 1 if again else stage.epochs
+        _, steps = training_batches(rows, recipe, seed, full, share=share)
+        metric = networks["embedding" + again] = NeuralNetwork(
+            learner,
+            "embedding" + again,
+            folder,
+            loss,
+            adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * epochs),
+            monitor="loss" if again else "val_loss",
+            mode="min" if stage.keep == "best" and not again else "last",
+            metrics=(loss.metric_loss,) if stage.classification else (),
+            identity=identity,
+        )
+        print(f"Stage 1: {stage.loss} loss on {len(rows)} images, {steps} batches an epoch, {precision}")
+        logged = tracking.callbacks(run, "embedding", folder, options.resume) if chief and not again else ()
+        metric.fit(
+            lambda epoch: training_batches(rows, recipe, seed, full, epoch, share)[0],
+            steps,
+            epochs,
+            lambda: embedding_figures(
+                judge, image_batches(judged, recipe.data), judged, last, stage, recipe.data.batch_size
+            ),
+            0 if again else stage.patience,
+            options.resume,
+            (loss.schedule(epochs), *logged),
+            watch(loss, stage.loss),
+            recover=options.on_collapse == "recover",
+        )
+        trained[again] = embedding.get_weights()  # of all workers
     stopwatch.lap("embedding")
-    trained = embedding.get_weights()  # of all workers
     if not chief:
         print("Stage 1 is done; the chief does the rest.")
         return
@@ -177,56 +188,59 @@ def train(
     # == 2. Freeze it; train the classifier on its embeddings of augmented views =======================================
     # In float32 whatever the embedding was trained in: what is saved is what is measured.
     runtime.set_precision("float32")
-    frozen = modules.build_embedding(stage, size)
-    frozen.set_weights(trained)
-    if stage.beside_original:
-        frozen = modules.beside(frozen, modules.build_backbone(stage, size, weights), stage.averaged_views == 1)
-    frozen = modules.averaged(frozen, stage.averaged_views)
-    seen = training.iloc[oversampled(training["target"].to_numpy(), seed, 0)] if full else training
-    inputs = view_batches(seen, recipe.data, recipe.classifier.views, seed)
-    views = recipe.classifier.views or 1
-    vectors = scoring.embed(frozen, inputs, views * len(seen), "views")[0]
-    targets = np.tile(seen["target"].to_numpy(np.float32), views)
-    held_out = scoring.embed(frozen, image_batches(validation, recipe.data), len(validation), "validation")[0]
+    for again, rows in rounds.items():
+        frozen = modules.build_embedding(stage, size)
+        frozen.set_weights(trained[again])
+        if stage.beside_original:
+            frozen = modules.beside(frozen, modules.build_backbone(stage, size, weights), stage.averaged_views == 1)
+        frozen = modules.averaged(frozen, stage.averaged_views)
+        seen = rows.iloc[oversampled(rows["target"].to_numpy(), seed, 0)] if full else rows
+        inputs = view_batches(seen, recipe.data, recipe.classifier.views, seed)
+        views = recipe.classifier.views or 1
+        vectors = scoring.embed(frozen, inputs, views * len(seen), "views")[0]
+        targets = np.tile(seen["target"].to_numpy(np.float32), views)
+        held_out = scoring.embed(frozen, image_batches(validation, recipe.data), len(validation), "validation")[0]
 
-    _, steps = vector_batches(vectors, targets, recipe.classifier.batch_size, seed, views=views)
-    classifier = NeuralNetwork(
-        modules.build_classifier(recipe.classifier, frozen.output_shape[-1]),
-        "classifier",
-        folder,
-        tf.keras.losses.BinaryCrossentropy(),
-        adam(recipe.classifier.learning_rate),
-        mode="min" if recipe.classifier.keep == "best" else "last",
-        metrics=modules.classifier_metrics(),
-        identity=identity,
-    )
-    print(f"Stage 2: classifier on {len(vectors)} embeddings, {views} views of each image")
-    classifier.fit(
-        lambda epoch: vector_batches(vectors, targets, recipe.classifier.batch_size, seed, epoch, views)[0],
-        steps,
-        recipe.classifier.epochs,
-        lambda: classifier_figures(classifier.model, held_out, validation["target"].to_numpy()),
-        recipe.classifier.patience,
-        options.resume,
-        tracking.callbacks(run, "classifier", folder, options.resume),
-    )
+        epochs = networks["classifier"].best_epoch + 1 if again else recipe.classifier.epochs
+        _, steps = vector_batches(vectors, targets, recipe.classifier.batch_size, seed, views=views)
+        classifier = networks["classifier" + again] = NeuralNetwork(
+            modules.build_classifier(recipe.classifier, frozen.output_shape[-1]),
+            "classifier" + again,
+            folder,
+            tf.keras.losses.BinaryCrossentropy(),
+            adam(recipe.classifier.learning_rate),
+            monitor="loss" if again else "val_loss",
+            mode="min" if recipe.classifier.keep == "best" and not again else "last",
+            metrics=modules.classifier_metrics(),
+            identity=identity,
+        )
+        print(f"Stage 2: classifier on {len(vectors)} embeddings, {views} views of each image")
+        classifier.fit(
+            lambda epoch: vector_batches(vectors, targets, recipe.classifier.batch_size, seed, epoch, views)[0],
+            steps,
+            epochs,
+            lambda: classifier_figures(classifier.model, held_out, validation["target"].to_numpy()),
+            0 if again else recipe.classifier.patience,
+            options.resume,
+            () if again else tracking.callbacks(run, "classifier", folder, options.resume),
+        )
+        if not again:
+            logits = modules.logit_model(classifier.model).predict_on_batch(held_out)
     stopwatch.lap("classifier")
 
     # == The plain classifiers to beat, on the same split ==============================================================
     backbone = modules.build_backbone(stage, size, weights)
-    features = scoring.embed(backbone, image_batches(training, recipe.data), len(training), "baseline")[0]
+    features = scoring.embed(backbone, image_batches(learned, recipe.data), len(learned), "baseline")[0]
     test_features = scoring.embed(backbone, image_batches(test, recipe.data), len(test), "baseline")[0]
-    plain = {"logistic": baselines.logistic_regression(features, training, test_features)}
-    networks = {"embedding": metric, "classifier": classifier}
+    plain = {"logistic": baselines.logistic_regression(features, learned, test_features)}
     if options.baseline == "finetune":
         print("Baseline: the same backbone trained by cross-entropy")
         plain["finetune"], networks["baseline"] = baselines.finetuned(
-            training, test, recipe, start, folder, full, vars(options) | {"identity": identity}
+            learned, test, recipe, start, folder, full, vars(options) | {"identity": identity}
         )
     stopwatch.lap("baseline")
 
     # == 3. Calibrate and choose the threshold on validation; evaluate the test split, once, with the saved file =======
-    logits = modules.logit_model(classifier.model).predict_on_batch(held_out)
     line, threshold = assessment.decide(validation, logits, options.threshold_rule, options.prevalence)
     decided = {"config": asdict(recipe), "threshold": threshold, "calibration": line}
     new = folder / "unfinished"  # takes the place of the former results when all of it is there
@@ -237,7 +251,7 @@ def train(
         new / "gallery.npz",
         new / "best_epoch.keras",
         model,
-        (training, image_batches(training, recipe.data)),
+        (learned, image_batches(learned, recipe.data)),
         (unseen := select(manifest, "validation", full=True), image_batches(unseen, recipe.data)),
         options.gallery_thumbnails == "yes",
     )
@@ -250,6 +264,7 @@ def train(
     stopwatch.lap("evaluation")
 
     # == 4. Write: every number, the figures, what W&B and TensorBoard show ============================================
+    shown = {name: network for name, network in networks.items() if not name.endswith("-refit")}
     facts = {
         "identity": identity,
         "data": str(data),
@@ -266,13 +281,14 @@ def train(
         "precision": precision,
         "deterministic": options.deterministic,
         "seconds": stopwatch.seconds,
-        "history": {name: network.history for name, network in networks.items()},
-        "best_epoch": {name: network.best_epoch + 1 for name, network in networks.items()},
+        "history": {name: network.history for name, network in shown.items()},
+        "refit_loss": {name: networks[name].history["loss"] for name in networks.keys() - shown},
+        "best_epoch": {name: network.best_epoch + 1 for name, network in shown.items()},
         "diagnosis": metric.diagnosis and metric.diagnosis.message,
         "recoveries": metric.recoveries,
         "threshold_rule": options.threshold_rule,
         "in_distribution": in_distribution,
-        "validation": {name: network.best_figures() for name, network in networks.items()},
+        "validation": {name: network.best_figures() for name, network in shown.items()},
         **results,
         "baseline": baseline["logistic"],
         "baseline_finetune": baseline.get("finetune"),
@@ -285,7 +301,7 @@ def train(
     sample = training.groupby("target").head(8).sort_values("target", kind="stable")
     pictures = [
         report.write_inputs(folder, sample, next(iter(view_batches(sample, recipe.data, 1, seed)))[0].numpy()),
-        *report.write_curves(folder, {name: (net.history, net.best_epoch) for name, net in networks.items()}),
+        *report.write_curves(folder, {name: (net.history, net.best_epoch) for name, net in shown.items()}),
         *report.write_test_figures(folder, test, probability, embeddings, results, stage.margin),
     ]
     html.write_report(folder, facts, options.report_images == "yes")

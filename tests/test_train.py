@@ -278,7 +278,7 @@ def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_
 
 
 def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
-    source = write_dataset(tmp_path / "source", images=320, size=32)
+    source = write_dataset(tmp_path / "source", images=200, size=32)
     external = write_dataset(tmp_path / "external", images=40, size=32, seed=9)
     table = pd.read_csv(external / "train-metadata.csv").drop(columns=["patient_id", "lesion_id"])
     table.to_csv(external / "train-metadata.csv", index=False)
@@ -288,7 +288,7 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
         "--loss", "semi-hard", "--classification", "1", "--positives", "other-patient", "--batches", "class",
         "--schedule", "cosine", "--weight-decay", "0.01", "--keep", "last", "--external", "pretrain",
         "--pretrain-epochs", "1", "--averaged-views", "2", "--beside-original", "true",
-        "--image-size", "32", "--batch-size", "8", "--epochs", "1",
+        "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--refit", "true",
         "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
         "--baseline", "finetune",
     ]  # fmt: skip
@@ -302,9 +302,14 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
     facts = json.loads((tmp_path / "ck" / "fold-1" / "best_epoch.json").read_text())
     assert set(facts["baseline_finetune"]["test"]) >= TEST_KEYS
     assert "metric_loss" in facts["history"]["embedding"]
-    external_ids = set(manifest.loc[manifest["split"] == "external", "isic_id"])
+    assert {name: len(values) for name, values in facts["refit_loss"].items()} == {
+        "embedding-refit": 1,
+        "classifier-refit": 1,
+    }
+    assert facts["refit_loss"]["classifier-refit"] != facts["history"]["classifier"]["loss"]
+    learned = load_manifest(tmp_path / "data", 1).query("balanced and split in ('train', 'validation')")
     with np.load(tmp_path / "ck" / "fold-1" / "gallery.npz") as gallery:
-        assert not external_ids & set(gallery["ids"])
+        assert set(gallery["ids"]) == set(learned["isic_id"])
 
     before = (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns
     said = run("train.py", *options, "--resume", cwd=tmp_path)

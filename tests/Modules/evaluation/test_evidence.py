@@ -3,10 +3,14 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
+import modules
+from dataset import image_batches, load_manifest, select
 from Modules.cli import UserError
+from Modules.config import Data
 from Modules.evaluation import evidence
 
 FACTS = {name: None for name in evidence.NEEDED} | {
@@ -53,3 +57,20 @@ def test_a_gallery_of_another_length_than_the_models_is_refused():
     for name in known:
         with pytest.raises(UserError, match="does not fit the model beside it"):
             evidence.check_gallery(model, known | {name: known[name][..., :-1]})
+
+
+def test_validation_images_that_were_learned_from_are_known_but_tell_nothing_of_what_pictures_look_like(
+    trained, balanced, tmp_path
+):
+    model, data = modules.load(trained / "best_epoch.keras"), Data(image_size=32, batch_size=16)
+    manifest = load_manifest(balanced)
+    training, validation = (select(manifest, split) for split in ("train", "validation"))
+    known, limits = [], []
+    for learned in (training, pd.concat([training, validation], ignore_index=True)):
+        tables = [(table, image_batches(table, data)) for table in (learned, validation)]
+        written = evidence.write_gallery(tmp_path / "gallery.npz", trained / "best_epoch.keras", model, *tables, True)
+        known.append(written[0])
+        limits.append(written[1])
+    assert set(known[1]["ids"]) - set(known[0]["ids"]) == set(validation["isic_id"])
+    np.testing.assert_array_equal(known[0]["centre"], known[1]["centre"])
+    assert limits[0] == limits[1]
