@@ -87,7 +87,7 @@ class NeuralNetwork:
         self.best_epoch = 0  # counted from 0; the first where no epoch had a finite monitored value
         self.healthy_epochs = 0  # how many there had been when the watch last found nothing
         self.recoveries: list[str] = []  # what was wrong each time
-        self.weights = {"best": model.get_weights(), "healthy": model.get_weights()}
+        self.weights = dict.fromkeys(("best", "healthy"), model.get_weights())
         self.diagnosis: Diagnosis | None = None  # what the watch last found wrong
         self.strategy = model.distribute_strategy
 
@@ -186,27 +186,27 @@ class NeuralNetwork:
         for key, value in logs.items():
             self.history.setdefault(key, []).append(float(value))
         self.step = 0
-        latest, values = self.epochs_done - 1, self.history[self.monitor]
+        latest, values, present = self.epochs_done - 1, self.history[self.monitor], self.model.get_weights()
         if self.mode == "last" or latest == 0 or self._better(values[latest], values[self.best_epoch]):
-            self.best_epoch, self.weights["best"] = latest, self.model.get_weights()
+            self.best_epoch, self.weights["best"] = latest, present
         self.diagnosis = watch.diagnose(self.epochs())
         if watch.healthy(self.epochs()[-1]):
-            self.healthy_epochs, self.weights["healthy"] = latest + 1, self.model.get_weights()
-        self.save()
+            self.healthy_epochs, self.weights["healthy"] = latest + 1, present
+        self.save(present)
 
     def _better(self, value: float, best: float) -> bool:
         sign = 1 if self.mode == "min" else -1
         return math.isfinite(value) and not (math.isfinite(best) and sign * value >= sign * best)
 
-    def save(self) -> None:
-        """Write the file of state.
+    def save(self, present: list[np.ndarray] | None = None) -> None:
+        """Write the file of state; `present` are the model's weights, where they are at hand.
 
         Raises:
             UserError: the disk is full or fails.
         """
         self.saved = time.monotonic()
         arrays = {  # read by every worker, because BatchNorm's statistics and the figures come from all of them
-            "model": self.model.get_weights(),
+            "model": present or self.model.get_weights(),
             "optimizer": [variable.numpy() for variable in self.optimizer_variables()],
             "sums": [variable.numpy() for variable in self.metric_variables()] if self.step else [],
             **self.weights,

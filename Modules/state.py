@@ -102,10 +102,11 @@ def read(file: Path) -> tuple[dict, dict[str, list[np.ndarray]]]:
 
 
 def pack(stream: IO[bytes], facts: dict, arrays: dict[str, list[np.ndarray]]) -> None:
-    """Write the content of a file of state."""
-    counts = {part: len(values) for part, values in arrays.items()}
+    """Write the content of a file of state. A list that stands under several names is written once."""
+    owners: dict[int, str] = {}
+    counts = {part: (owners.setdefault(id(values), part), len(values)) for part, values in arrays.items()}
     named = {"facts": np.array(json.dumps(facts)), "counts": np.array(json.dumps(counts))}
-    named |= {f"{part}-{i}": value for part, values in arrays.items() for i, value in enumerate(values)}
+    named |= {f"{part}-{i}": value for part in owners.values() for i, value in enumerate(arrays[part])}
     # As np.savez does, which leaves an open archive behind where the disk is full.
     with ZipFile(stream, "w") as archive:
         for name, array in named.items():
@@ -118,7 +119,8 @@ def unpack(stream: IO[bytes]) -> tuple[dict, dict[str, list[np.ndarray]]]:
     with np.load(stream, allow_pickle=False) as saved:
         facts, counts = (json.loads(str(saved[name])) for name in ("facts", "counts"))
         # Reading a member to its end checks its CRC.
-        return facts, {part: [saved[f"{part}-{i}"] for i in range(count)] for part, count in counts.items()}
+        lists = {owner: [saved[f"{owner}-{i}"] for i in range(count)] for owner, count in counts.values()}
+        return facts, {part: lists[owner] for part, (owner, _) in counts.items()}
 
 
 def publish(new: Path, folder: Path) -> None:

@@ -40,6 +40,14 @@ def test_what_was_written_last_is_read(file):
     assert_read(file, SECOND)
 
 
+def test_a_list_under_several_names_is_written_once(tmp_path):
+    weights, other = [np.arange(1e4), np.ones(3)], [np.arange(5.0)]
+    arrays = {"model": weights, "optimizer": other, "best": weights, "sums": []}
+    state.write(tmp_path / "state-it.npz", {}, arrays)
+    assert_read(tmp_path / "state-it.npz", ({}, arrays))
+    assert (tmp_path / "state-it.npz").stat().st_size < 1.5 * weights[0].nbytes
+
+
 @given(place=st.integers(0, 10**6), keep=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_where_the_newest_is_torn_anywhere_the_one_before_takes_its_place(tmp_path_factory, place, keep):
