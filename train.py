@@ -104,7 +104,6 @@ def train(
     manifest = load_manifest(data, options.fold, options.verify)
     training = select(manifest, "train", full, external=recipe.data.external == "join")
     validation, test = select(manifest, "validation", full), select(manifest, "test", full=True)
-    learned = pd.concat([training, validation], ignore_index=True) if recipe.data.refit else training
     identity = identify(options, recipe, data)
     chief, share = distribution.is_chief(strategy), distribution.share(strategy)
     if chief:
@@ -137,9 +136,10 @@ def train(
     start = modules.backbone_weights(embedding)
 
     # == 1. Metric learning: pull each class together, push the classes apart ==========================================
-    # With `refit` stages 1 and 2 have two rounds: from training, judged on validation; then from both, for as many
-    # epochs as turned out best.
-    rounds = {"": training} | ({"-refit": learned} if recipe.data.refit else {})
+    # With `refit` stages 1 and 2 have two rounds: from training, judged on validation; then from both, as long.
+    rounds = {"": training}
+    if recipe.data.refit:
+        rounds["-refit"] = pd.concat([training, validation], ignore_index=True)
     settings = stage.distance, stage.final_margin or None, stage.classification, stage.positives
     # Validation is judged by what training ends with, so that its epochs compare under a schedule too.
     last = make_loss(stage.loss.split(",")[-1], stage.final_margin or stage.margin, *settings)
@@ -151,16 +151,15 @@ def train(
         learner = with_head(embedding, loss, len(LABELS), seed)
         last.classes = loss.classes
         judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
-        epochs = networks["embedding"].best_epoch + 1 if again else stage.epochs
         _, steps = training_batches(rows, recipe, seed, full, share=share)
         metric = networks["embedding" + again] = NeuralNetwork(
             learner,
             "embedding" + again,
             folder,
             loss,
-            adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * epochs),
+            adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * stage.epochs),
             monitor="loss" if again else "val_loss",
-            mode="min" if stage.keep == "best" and not again else "last",
+            mode="min" if stage.keep == "best" else "last",
             metrics=(loss.metric_loss,) if stage.classification else (),
             identity=identity,
         )
@@ -169,17 +168,20 @@ def train(
         metric.fit(
             lambda epoch: training_batches(rows, recipe, seed, full, epoch, share)[0],
             steps,
-            epochs,
+            stage.epochs,
             lambda: embedding_figures(
                 judge, image_batches(judged, recipe.data), judged, last, stage, recipe.data.batch_size
             ),
-            0 if again else stage.patience,
+            stage.patience,
             options.resume,
-            (loss.schedule(epochs), *logged),
+            (loss.schedule(stage.epochs), *logged),
             watch(loss, stage.loss),
             recover=options.on_collapse == "recover",
         )
-        trained[again] = embedding.get_weights()  # of all workers
+        if not (again and metric.finished(0)):  # a second round that collapsed leaves the first's
+            trained[again] = embedding.get_weights()  # of all workers
+        if metric.finished(0):
+            break
     stopwatch.lap("embedding")
     if not chief:
         print("Stage 1 is done; the chief does the rest.")
@@ -188,20 +190,21 @@ def train(
     # == 2. Freeze it; train the classifier on its embeddings of augmented views =======================================
     # In float32 whatever the embedding was trained in: what is saved is what is measured.
     runtime.set_precision("float32")
-    for again, rows in rounds.items():
+    backbone = modules.build_backbone(stage, size, weights)
+    for again, weights_ in trained.items():
+        learned = rounds[again]
         frozen = modules.build_embedding(stage, size)
-        frozen.set_weights(trained[again])
+        frozen.set_weights(weights_)
         if stage.beside_original:
-            frozen = modules.beside(frozen, modules.build_backbone(stage, size, weights), stage.averaged_views == 1)
+            frozen = modules.beside(frozen, backbone, stage.averaged_views == 1)
         frozen = modules.averaged(frozen, stage.averaged_views)
-        seen = rows.iloc[oversampled(rows["target"].to_numpy(), seed, 0)] if full else rows
+        seen = learned.iloc[oversampled(learned["target"].to_numpy(), seed, 0)] if full else learned
         inputs = view_batches(seen, recipe.data, recipe.classifier.views, seed)
         views = recipe.classifier.views or 1
         vectors = scoring.embed(frozen, inputs, views * len(seen), "views")[0]
         targets = np.tile(seen["target"].to_numpy(np.float32), views)
         held_out = scoring.embed(frozen, image_batches(validation, recipe.data), len(validation), "validation")[0]
 
-        epochs = networks["classifier"].best_epoch + 1 if again else recipe.classifier.epochs
         _, steps = vector_batches(vectors, targets, recipe.classifier.batch_size, seed, views=views)
         classifier = networks["classifier" + again] = NeuralNetwork(
             modules.build_classifier(recipe.classifier, frozen.output_shape[-1]),
@@ -210,7 +213,7 @@ def train(
             tf.keras.losses.BinaryCrossentropy(),
             adam(recipe.classifier.learning_rate),
             monitor="loss" if again else "val_loss",
-            mode="min" if recipe.classifier.keep == "best" and not again else "last",
+            mode="min" if recipe.classifier.keep == "best" else "last",
             metrics=modules.classifier_metrics(),
             identity=identity,
         )
@@ -218,9 +221,9 @@ def train(
         classifier.fit(
             lambda epoch: vector_batches(vectors, targets, recipe.classifier.batch_size, seed, epoch, views)[0],
             steps,
-            epochs,
+            recipe.classifier.epochs,
             lambda: classifier_figures(classifier.model, held_out, validation["target"].to_numpy()),
-            0 if again else recipe.classifier.patience,
+            recipe.classifier.patience,
             options.resume,
             () if again else tracking.callbacks(run, "classifier", folder, options.resume),
         )
@@ -229,7 +232,6 @@ def train(
     stopwatch.lap("classifier")
 
     # == The plain classifiers to beat, on the same split ==============================================================
-    backbone = modules.build_backbone(stage, size, weights)
     features = scoring.embed(backbone, image_batches(learned, recipe.data), len(learned), "baseline")[0]
     test_features = scoring.embed(backbone, image_batches(test, recipe.data), len(test), "baseline")[0]
     plain = {"logistic": baselines.logistic_regression(features, learned, test_features)}
@@ -282,10 +284,10 @@ def train(
         "deterministic": options.deterministic,
         "seconds": stopwatch.seconds,
         "history": {name: network.history for name, network in shown.items()},
-        "refit_loss": {name: networks[name].history["loss"] for name in networks.keys() - shown},
+        "refit_loss": {name: net.history["loss"] for name, net in networks.items() if name not in shown},
         "best_epoch": {name: network.best_epoch + 1 for name, network in shown.items()},
-        "diagnosis": metric.diagnosis and metric.diagnosis.message,
-        "recoveries": metric.recoveries,
+        "diagnosis": next((net.diagnosis.message for net in networks.values() if net.diagnosis), None),
+        "recoveries": [line for network in networks.values() for line in network.recoveries],
         "threshold_rule": options.threshold_rule,
         "in_distribution": in_distribution,
         "validation": {name: network.best_figures() for name, network in shown.items()},
@@ -323,6 +325,8 @@ def main() -> None:
         return
     named = recipe_named(options.recipe or ("full" if "full-model" in options.words else "lightweight"))
     recipe = with_options(named, vars(options))
+    if recipe.data.refit and {recipe.embedding.keep, recipe.classifier.keep} != {"last"}:
+        raise UserError("--refit true leaves no validation to choose an epoch on: --keep last --classifier-keep last")
     if options.distribute == "multiworker" and not (options.data or BALANCED).exists():
         raise UserError(
             f"--distribute multiworker makes no data set: name one with --data; no {options.data or BALANCED}"

@@ -25,7 +25,7 @@ class Data:
     saturation: float = 0.0  # fraction of the saturation
     hue: float = 0.0  # fraction of the colour circle
     noise: float = 0.03  # standard deviation, fraction of the full range
-    refit: bool = False  # once calibrated on validation, learn again from training and validation together
+    refit: bool = False  # once calibrated on validation, learn again from training and validation together, as long
     external: str = "join"  # images of --external sets: join stage 1, pretrain it on their own diagnoses, or ignore
 
 
@@ -134,13 +134,14 @@ def margin() -> Recipe:
 
 
 def tuned() -> Recipe:
-    """The best of eleven that were tried on real lesions: seven diagnoses first, then semi-hard triplets and a softmax.
+    """The best of what was tried on real lesions: seven diagnoses first, then semi-hard triplets and a softmax.
 
     Both work on the same unit sphere: triplets alone stay behind frozen features, a softmax alone gives a poorer
     embedding. The embedding is the backbone's pooled features at length 1, beside those of the backbone as it came: a
     projection learned from 900 images costs more than it gives, and ImageNet's features see what the trained ones
-    have forgotten. Positives come from other patients; the rate ends at 0, so that no epoch is chosen; a picture is the
-    mean of 4 flips. The data set must hold external images with diagnoses (`--external DIR` of the generator).
+    have forgotten. Positives come from other patients; the rate ends at 0, so that no epoch is chosen; validation, once
+    it has settled the calibration, is learned from too; a picture is the mean of 4 flips. The data set must hold
+    external images with diagnoses (`--external DIR` of the generator).
     """
     return Recipe(
         "tuned",
@@ -175,7 +176,7 @@ def tuned() -> Recipe:
             epochs=6,
             keep="last",
         ),
-        # Longer, it trusts the trained features too much: they know the images that it learns from by heart.
+        # 100 epochs ranked a little worse: the features were trained on the images that it learns from.
         Classifier(units=(), views=0, learning_rate=1e-2, epochs=30, keep="last"),
     )
 

@@ -119,7 +119,7 @@ def unpack(stream: IO[bytes]) -> tuple[dict, dict[str, list[np.ndarray]]]:
     with np.load(stream, allow_pickle=False) as saved:
         facts, counts = (json.loads(str(saved[name])) for name in ("facts", "counts"))
         # Reading a member to its end checks its CRC.
-        lists = {owner: [saved[f"{owner}-{i}"] for i in range(count)] for owner, count in counts.values()}
+        lists = {owner: [saved[f"{owner}-{i}"] for i in range(count)] for owner, count in dict(counts.values()).items()}
         return facts, {part: lists[owner] for part, (owner, _) in counts.items()}
 
 

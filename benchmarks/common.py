@@ -39,7 +39,7 @@ def table(paths: list[Path]):
 
     names, places = [path.stem for path in paths], range(len(paths))
     rows = {"file": map(str, paths), "isic_id": names, "group": places, "target": [k % 2 for k in places]}
-    return pd.DataFrame(rows).assign(patient_id="", diagnosis="")
+    return pd.DataFrame(rows).assign(patient_id="", diagnosis="", split="train")
 
 
 def checkpoint(folder: str, paths: list[Path], backbone: str, size: int = SIZE) -> Path:

@@ -193,8 +193,9 @@ RESULTS = ["best_epoch.keras", "gallery.npz", "best_epoch.json"]  # at the renam
 def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undisturbed_run(kills, tmp_path):
     source = write_dataset(tmp_path / "source", images=120, size=64)
     generate(source, tmp_path / "data", size=64, folds=4)
+    refit = ["--refit", "true", "--keep", "last", "--classifier-keep", "last"] if kills == 3 else []
     options = [
-        "--recipe", "margin", "--fold", "0", "--data", tmp_path / "data", "--backbone", "mobilenet",
+        *refit, "--recipe", "margin", "--fold", "0", "--data", tmp_path / "data", "--backbone", "mobilenet",
         "--image-size", "32", "--epochs", "3", "--classifier-epochs", "2", "--weights", "none",
         "--wandb", "disabled", "--deterministic",
     ]  # fmt: skip
@@ -229,7 +230,7 @@ def test_a_fold_of_the_margin_system_killed_again_and_again_ends_like_the_undist
 
 def assert_ended_alike(whole, killed):
     one, other = (json.loads((folder / "best_epoch.json").read_text()) for folder in (whole, killed))
-    for name in ("history", "best_epoch", "threshold", "calibration", "test", "test_full", "baseline", "validation"):
+    for name in "history refit_loss best_epoch threshold calibration test test_full baseline validation".split():
         assert one[name] == other[name], name
     assert one["fold"] == 0
     assert one["deterministic"]
@@ -288,7 +289,7 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
         "--loss", "semi-hard", "--classification", "1", "--positives", "other-patient", "--batches", "class",
         "--schedule", "cosine", "--weight-decay", "0.01", "--keep", "last", "--external", "pretrain",
         "--pretrain-epochs", "1", "--averaged-views", "2", "--beside-original", "true",
-        "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--refit", "true",
+        "--image-size", "32", "--batch-size", "8", "--epochs", "1", "--refit", "true", "--classifier-keep", "last",
         "--classifier-epochs", "1", "--classifier-views", "1", "--weights", "none", "--wandb", "disabled",
         "--baseline", "finetune",
     ]  # fmt: skip
@@ -306,7 +307,6 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
         "embedding-refit": 1,
         "classifier-refit": 1,
     }
-    assert facts["refit_loss"]["classifier-refit"] != facts["history"]["classifier"]["loss"]
     learned = load_manifest(tmp_path / "data", 1).query("balanced and split in ('train', 'validation')")
     with np.load(tmp_path / "ck" / "fold-1" / "gallery.npz") as gallery:
         assert set(gallery["ids"]) == set(learned["isic_id"])
@@ -316,6 +316,27 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
     assert "fold-0 is done." in said
     assert "fold-1 is done." in said
     assert (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns == before
+
+
+def test_a_second_round_keeps_the_calibration_of_the_first_and_learns_from_validation_too(balanced, tmp_path):
+    options = [
+        "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
+        "--keep", "last", "--classifier-epochs", "2", "--classifier-keep", "last", "--weights", "none",
+        "--wandb", "disabled", "--deterministic",
+    ]  # fmt: skip
+    run("train.py", *options, "--checkpoints", tmp_path / "one", cwd=tmp_path)
+    said = run("train.py", *options, "--checkpoints", tmp_path / "two", "--refit", "true", cwd=tmp_path)
+    splits = [select(load_manifest(balanced), split) for split in ("train", "validation")]
+    assert f"on {sum(map(len, splits))} images" in said
+    one, two = (json.loads((tmp_path / name / "best_epoch.json").read_text()) for name in ("one", "two"))
+    for name in ("history", "best_epoch", "threshold", "validation"):
+        assert one[name] == two[name], name
+    for name in ("scale", "offset", "validation"):
+        assert one["calibration"][name] == two["calibration"][name], name
+    assert one["test"]["embedding"] != two["test"]["embedding"]
+    assert one["test"]["brier"] != two["test"]["brier"]
+    assert "In two rounds" in (tmp_path / "two" / "MODEL_CARD.md").read_text()
+    assert "In two rounds" not in (tmp_path / "one" / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -350,6 +371,7 @@ def test_the_published_failure_is_recognised_and_the_next_command_cures_it(tmp_p
         (["--image-size", "big"], "--image-size"),
         (["--data", "nowhere"], "nowhere"),
         (["full-model", "--recipe", "margin"], "one of them"),
+        (["--refit", "true"], "--keep last --classifier-keep last"),
         (["--wandb", "sometimes"], "offline"),
         (["--precision", "int8"], "float32"),
         (["--threshold-rule", "yuden"], "did you mean youden?"),

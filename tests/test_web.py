@@ -233,10 +233,8 @@ def test_an_upload_that_is_broken_off_leaves_nothing(server, uploads):
 
     def there() -> bool:
         assert time.monotonic() < end
-        for path in uploads.rglob("tmp*"):
-            with suppress(FileNotFoundError):  # it may go while we look
-                if path.is_file() and path.stat().st_size == 10**5:
-                    return True
+        with suppress(FileNotFoundError):  # it may go while we look
+            return any(path.stat().st_size == 10**5 for path in uploads.rglob("tmp*") if path.is_file())
         return False
 
     with socket.create_connection((address.hostname, address.port)) as client:

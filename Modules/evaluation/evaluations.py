@@ -145,7 +145,7 @@ def _known(loaded: Loaded, notes: list[str]) -> set[str]:
     try:
         manifest = load_manifest(facts["data"], facts["fold"])
     except UserError:  # no longer there
-        notes.append(f"{facts['data']} is not there: only training images are left out, not those of validation")
+        notes.append(f"{facts['data']} is not there: only the gallery's images are left out, not all of validation")
         return known
     learned = manifest["split"].isin(("train", "external", "validation"))
     return known | set(manifest.loc[learned, "isic_id"].str.split("@").str[0])

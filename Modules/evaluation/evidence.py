@@ -137,7 +137,8 @@ def write_gallery(
     """
     ours = with_evidence(model)
     _, embeddings, textures = scoring.embed(ours, training[1], len(training[0]), "gallery")
-    fitted = familiarity.fit(textures[(training[0]["split"] != "validation").to_numpy()])  # which sets the limit
+    # Validation sets the limit, so it may not shape what is measured, even where it was learned from.
+    fitted = familiarity.fit(textures[(training[0]["split"] != "validation").to_numpy()])
     gallery.write(file, checkpoint, training[0], embeddings, fitted, model.input_shape[1], thumbnails)
     known = gallery.read(file, checkpoint)
     textures = scoring.embed(ours, validation[1], len(validation[0]), "validation")[2]

@@ -103,8 +103,9 @@ def used(facts: dict) -> Table:
 def calibration(facts: dict) -> Table:
     """Brier score and ECE before and after, wherever they were measured."""
     fitted = facts["calibration"]
+    which = " of the first round" if facts.get("refit_loss") else ""
     places = {
-        "validation": f"validation, {fitted['method']} scaling fitted here",
+        "validation": f"validation, {fitted['method']} scaling{which} fitted here",
         "test": "test, 50/50, the same scaling",
         "at_prevalence": f"whole test split weighted to {percent(fitted['prevalence'])}, prior correction",
     }

@@ -46,7 +46,7 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     facts = {
         "images": known["sha256"].tolist(),
         "diagnoses": codes.tolist(),
-        "data": asdict(recipe.data) | {"refit": False},
+        "data": {name: value for name, value in asdict(recipe.data).items() if name != "refit"},
         "embedding": asdict(stage) | {"epochs": 0, "patience": 0, "averaged_views": 0, "beside_original": 0},
         "weights": options["weights"],
         "policy": tf.keras.mixed_precision.global_policy().name,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import modules
-from Modules.config import Embedding
+from Modules.config import Embedding, recipe_named
 from Modules.evaluation import familiarity
 
 
@@ -23,6 +23,14 @@ from Modules.evaluation import familiarity
 def test_the_texture_comes_from_an_eighth_of_the_side(backbone, size, layer):
     model = modules.build_backbone(Embedding(backbone=backbone), size)
     assert familiarity.texture_layer(model).name == layer
+
+
+def test_beside_the_original_the_texture_is_of_a_layer_that_never_learned():
+    """Else validation images that were learned from would look more familiar than new ones."""
+    config = recipe_named("tuned").embedding
+    network = modules.beside(modules.build_embedding(config, 96), modules.build_backbone(config, 96), False)
+    layer = familiarity.texture_layer(modules.averaged(network, config.averaged_views))
+    assert layer.name.startswith("original_")
 
 
 def test_the_texture_is_the_root_of_mean_and_deviation_of_each_map():

@@ -70,6 +70,7 @@ def test_another_recipe_or_set_of_images_is_another_pretraining(external, tmp_pa
         for config, images, options in (
             (recipe(), external, OPTIONS),
             (recipe(epochs=7, patience=2), external, OPTIONS),  # lengths of stage 1 do not matter
+            (replace(recipe(), data=replace(recipe().data, refit=True)), external, OPTIONS),  # nor whether it refits
             (recipe(margin=0.2), external, OPTIONS),
             (recipe(), external[1:], OPTIONS),
             (recipe(), external, OPTIONS | {"seed": 1}),  # nor does the run's seed
