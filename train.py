@@ -178,8 +178,10 @@ def train(
             watch(loss, stage.loss),
             recover=options.on_collapse == "recover",
         )
-        if not (again and metric.finished(0)):  # a second round that collapsed leaves the first's
-            trained[again] = embedding.get_weights()  # of all workers
+        if again and metric.finished(0):
+            print("The second round is given up: the model will be the first's.")
+            break
+        trained[again] = embedding.get_weights()  # of all workers
         if metric.finished(0):
             break
     stopwatch.lap("embedding")
@@ -284,6 +286,7 @@ def train(
         "deterministic": options.deterministic,
         "seconds": stopwatch.seconds,
         "history": {name: network.history for name, network in shown.items()},
+        "rounds": len(trained),
         "refit_loss": {name: net.history["loss"] for name, net in networks.items() if name not in shown},
         "best_epoch": {name: network.best_epoch + 1 for name, network in shown.items()},
         "diagnosis": next((net.diagnosis.message for net in networks.values() if net.diagnosis), None),

@@ -328,6 +328,7 @@ def test_a_second_round_keeps_the_calibration_of_the_first_and_learns_from_valid
     said = run("train.py", *options, "--checkpoints", tmp_path / "two", "--refit", "true", cwd=tmp_path)
     splits = [select(load_manifest(balanced), split) for split in ("train", "validation")]
     assert f"on {sum(map(len, splits))} images" in said
+    assert "scaling of the first round fitted here" in (tmp_path / "two" / "report.html").read_text()
     one, two = (json.loads((tmp_path / name / "best_epoch.json").read_text()) for name in ("one", "two"))
     for name in ("history", "best_epoch", "threshold", "validation"):
         assert one[name] == two[name], name

@@ -103,7 +103,7 @@ def used(facts: dict) -> Table:
 def calibration(facts: dict) -> Table:
     """Brier score and ECE before and after, wherever they were measured."""
     fitted = facts["calibration"]
-    which = " of the first round" if facts.get("refit_loss") else ""
+    which = " of the first round" if facts.get("rounds", 1) == 2 else ""
     places = {
         "validation": f"validation, {fitted['method']} scaling{which} fitted here",
         "test": "test, 50/50, the same scaling",

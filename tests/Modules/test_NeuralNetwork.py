@@ -388,6 +388,15 @@ def test_more_epochs_can_be_asked_for(tmp_path, whole):
     assert_same(again.model.get_weights(), whole.model.get_weights())
 
 
+@pytest.mark.parametrize(("values", "apart"), [([2.0, 1.0], False), ([1.0, 2.0], True)])
+def test_the_best_weights_are_written_apart_only_where_they_are_not_the_present_ones(tmp_path, values, apart):
+    net = network(tmp_path)
+    fit(net, 2, Script(net, values))
+    with np.load(net.file) as saved:
+        assert ("best-0" in saved) is apart
+        assert "model-0" in saved
+
+
 def test_without_resume_it_starts_anew(tmp_path):
     net = network(tmp_path)
     fit(net, 2, Script(net, VALUES))
