@@ -104,6 +104,10 @@ def train(
     manifest = load_manifest(data, options.fold, options.verify)
     training = select(manifest, "train", full, external=recipe.data.external == "join")
     validation, test = select(manifest, "validation", full), select(manifest, "test", full=True)
+    # With `refit` stages 1 and 2 have two rounds: from training, judged on validation; then from both, as long.
+    rounds = {"": training}
+    if recipe.data.refit:
+        rounds["-refit"] = pd.concat([training, validation], ignore_index=True)
     identity = identify(options, recipe, data)
     chief, share = distribution.is_chief(strategy), distribution.share(strategy)
     if chief:
@@ -121,6 +125,8 @@ def train(
     print(f"Images: {len(training)} training, {len(validation)} validation, {len(test)} test")
 
     # == Build: backbone -> dense -> unit length =======================================================================
+    settings = stage.distance, stage.final_margin or None, stage.classification, stage.positives
+    losses = {again: make_loss(stage.loss, stage.margin, *settings) for again in rounds}
     weights = pretrained(stage.backbone, options.weights, is_demo)
     with strategy.scope():
         embedding = modules.build_embedding(stage, size, weights)
@@ -136,18 +142,13 @@ def train(
     start = modules.backbone_weights(embedding)
 
     # == 1. Metric learning: pull each class together, push the classes apart ==========================================
-    # With `refit` stages 1 and 2 have two rounds: from training, judged on validation; then from both, as long.
-    rounds = {"": training}
-    if recipe.data.refit:
-        rounds["-refit"] = pd.concat([training, validation], ignore_index=True)
-    settings = stage.distance, stage.final_margin or None, stage.classification, stage.positives
     # Validation is judged by what training ends with, so that its epochs compare under a schedule too.
     last = make_loss(stage.loss.split(",")[-1], stage.final_margin or stage.margin, *settings)
     judged = validation[validation["balanced"]].reset_index(drop=True)
     untrained, trained, networks = embedding.get_weights(), {}, {}
     for again, rows in rounds.items():
         embedding.set_weights(untrained)
-        loss = make_loss(stage.loss, stage.margin, *settings)
+        loss = losses[again]
         learner = with_head(embedding, loss, len(LABELS), seed)
         last.classes = loss.classes
         judge = tf.keras.Model(embedding.input, [embedding.output, learner.output])
