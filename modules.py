@@ -295,11 +295,13 @@ def join(
 
 def classifier_metrics() -> list[tf.keras.metrics.Metric]:
     """Accuracy, precision, recall and F1 of probabilities [B, 1] against targets [B, 1]."""
+    f1_score = tf.keras.metrics.F1Score(threshold=0.5, average="micro", name="f1_score")
+    f1_score.build((None, 1), (None, 1))  # else the first step does, see NeuralNetwork
     return [
         tf.keras.metrics.BinaryAccuracy("accuracy"),
         tf.keras.metrics.Precision(name="precision"),
         tf.keras.metrics.Recall(name="recall"),
-        tf.keras.metrics.F1Score(threshold=0.5, average="micro", name="f1_score"),
+        f1_score,
     ]
 
 

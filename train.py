@@ -161,7 +161,7 @@ def train(
             adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * stage.epochs),
             monitor="loss" if again else "val_loss",
             mode="min" if stage.keep == "best" else "last",
-            metrics=(loss.metric_loss,) if stage.classification else (),
+            metrics=loss.metrics,
             identity=identity,
         )
         print(f"Stage 1: {stage.loss} loss on {len(rows)} images, {steps} batches an epoch, {precision}")
@@ -217,7 +217,7 @@ def train(
             adam(recipe.classifier.learning_rate),
             monitor="loss" if again else "val_loss",
             mode="min" if recipe.classifier.keep == "best" else "last",
-            metrics=modules.classifier_metrics(),
+            metrics=modules.classifier_metrics,
             identity=identity,
         )
         print(f"Stage 2: classifier on {len(vectors)} embeddings, {views} views of each image")

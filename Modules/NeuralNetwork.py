@@ -73,7 +73,7 @@ class NeuralNetwork:
         optimize: Optimize,
         monitor: str = "val_loss",
         mode: str = "min",
-        metrics: tuple = (),
+        metrics: Callable[[], list[tf.keras.metrics.Metric]] = list,
         identity: dict | None = None,
     ):
         """`mode` says which epoch's weights are kept: the `min` or `max` of `monitor`, or the `last`."""
@@ -93,7 +93,9 @@ class NeuralNetwork:
 
         def compile_model() -> None:
             with self.strategy.scope():
-                model.compile(optimize(BACK_OFF ** len(self.recoveries)), loss, metrics=list(metrics))
+                # All variables are made here: TensorFlow traces a step that makes some twice.
+                model.compile(optimize(BACK_OFF ** len(self.recoveries)), loss, metrics=metrics())
+                model.optimizer.build(model.trainable_variables)
 
         self._compile = compile_model
         self._compile()
@@ -232,8 +234,6 @@ class NeuralNetwork:
             self._compile()
             self.sums = parts["sums"]
             self.model.set_weights(parts["model"])
-            with self.strategy.scope():
-                self.model.optimizer.build(self.model.trainable_variables)
             for variable, value in zip(self.optimizer_variables(), parts["optimizer"], strict=True):
                 variable.assign(value)
             self.weights = {kind: parts[kind] for kind in self.weights}

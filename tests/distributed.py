@@ -87,7 +87,7 @@ def fit(name: str, job: dict, table, folder: Path) -> dict:
         training.adam(RATE),
         monitor="loss",
         mode="last",
-        metrics=(loss.metric_loss,) if job["classification"] else (),
+        metrics=loss.metrics,
     )
     probe = np.random.default_rng(0).uniform(0, 255, (4, size, size, 3))
     network.fit(

@@ -296,6 +296,10 @@ class MetricLoss(tf.keras.losses.Loss):
         """The metric loss alone: what the collapse watch compares with the margin."""
         return self._metric_loss(*gathered(labels, outputs))
 
+    def metrics(self) -> list[tf.keras.metrics.Metric]:
+        """`metric_loss`, where it is not the whole loss."""
+        return [tf.keras.metrics.MeanMetricWrapper(self.metric_loss, "metric_loss")] if self.classification else []
+
     def _metric_loss(self, labels, outputs):
         embeddings = outputs[:, : -self.classes] if self.classification else outputs
 

@@ -64,10 +64,11 @@ def assert_same(one, other):
 
 
 def test_it_learns_and_keeps_a_value_for_every_epoch(tmp_path):
-    net = network(tmp_path, metrics=modules.classifier_metrics())
+    net = network(tmp_path, metrics=modules.classifier_metrics)
     history = fit(net, 15, lambda: {"val_loss": -float(net.epochs_done), "val_more": 1.0})
     assert set(history) == {"loss", "accuracy", "precision", "recall", "f1_score", "val_loss", "val_more"}
     assert {len(values) for values in history.values()} == {15}
+    assert net.model.train_tf_function.experimental_get_tracing_count() == 1  # seconds each, of a large network
     assert history["loss"][-1] < history["loss"][0] / 2
     assert history["accuracy"][-1] > 0.9
     assert history["accuracy"][0] < history["accuracy"][-1]
@@ -243,7 +244,7 @@ VALUES = [0.9, 0.4, 0.6, 0.5, 0.3, 0.7]
 
 def full_network(folder, seed=0):
     """With all that has a state of its own: dropout, metrics."""
-    return network(folder, dropout=0.4, seed=seed, metrics=modules.classifier_metrics())
+    return network(folder, dropout=0.4, seed=seed, metrics=modules.classifier_metrics)
 
 
 @pytest.fixture(scope="module")
