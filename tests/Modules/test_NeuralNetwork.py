@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tensorflow as tf
 import modules
 from dataset import vector_batches
 from Modules import NeuralNetwork as NeuralNetwork_module
-from Modules import runtime
+from Modules import runtime, state
 from Modules.cli import Stopped, UserError
 from Modules.config import Classifier
 from Modules.metric_learning.collapse import Diagnosis, Watch
@@ -266,6 +267,7 @@ def test_under_float16_the_scale_of_the_loss_is_taken_up_again(tmp_path):
     assert scale.counter.numpy() == len(VECTORS) // BATCH
     scale.current_loss_scale.assign(1024.0)
     first.save()
+    first.wait()
     second.restore()
     optimizers = ([variable.numpy() for variable in net.optimizer_variables()] for net in (first, second))
     assert_same(*optimizers)
@@ -357,9 +359,36 @@ def test_a_cut_while_the_state_is_written_leaves_the_epoch_before(tmp_path, monk
         raise CutOffError
 
     monkeypatch.setattr(np.lib.format, "write_array", cut)
+    net.save()
     with pytest.raises(CutOffError):
-        net.save()
+        net.wait()
     assert net.file.read_bytes() == before
+
+
+def test_training_goes_on_while_the_state_is_written(tmp_path, monkeypatch):
+    net, write, second = network(tmp_path), state.write, threading.Event()
+
+    def wait_and_write(*arguments):
+        assert second.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(state, "write", wait_and_write)
+    begins = tf.keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: epoch == 1 and second.set())
+    fit(net, 2, Script(net, VALUES), callbacks=(begins,))
+    again = network(tmp_path, seed=1)
+    again.restore()
+    assert again.history == net.history
+
+
+def test_a_state_that_cannot_be_written_ends_the_training(tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(state, "write", fail)
+    net = network(tmp_path)
+    with pytest.raises(UserError, match="the disk is full"):
+        fit(net, 6, Script(net, VALUES))
+    assert net.epochs_done == 2  # the next one would have been saved beside it
 
 
 def test_a_finished_run_resumed_trains_no_more(tmp_path):
