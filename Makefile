@@ -37,11 +37,14 @@ endef
 train: setup
 	$(PYTHON) train.py $(ARGS)
 
+# Two files at a time: a file's tests share what is costly to make.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: setup
-	$(PYTHON) -m pytest -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

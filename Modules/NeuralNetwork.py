@@ -270,6 +270,7 @@ class NeuralNetwork:
 
     def forget(self) -> None:
         """Remove the file of state: there is nothing to resume."""
+        self.wait()
         if self.is_chief:
             state.forget(self.file)
 
@@ -338,4 +339,6 @@ class _Epochs(tf.keras.callbacks.Callback):
         self.model.stop_training = self.network.finished(self.patience)
         if self.network.out_of_patience(self.patience):
             tqdm.write(f"{name}: stopped, {self.patience} epochs without a better {monitor}")
+        if self.model.stop_training or epoch + 1 == self.epochs:
+            self.network.wait()  # no training is left to write it beside, and a signal meanwhile counts
         self.stop_on_signal()

@@ -12,6 +12,11 @@ from Modules.data.synthetic import write_dataset
 from tests.commands import run
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that two processes end together."""
+    items.sort(key=lambda item: item.path.name != "test_train.py")
+
+
 @pytest.fixture(scope="session")
 def balanced(tmp_path_factory) -> Path:
     """A small data set with two folds, made by the real commands' functions. Its pictures are 64 pixels a side."""

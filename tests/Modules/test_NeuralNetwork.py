@@ -380,15 +380,29 @@ def test_training_goes_on_while_the_state_is_written(tmp_path, monkeypatch):
     assert again.history == net.history
 
 
-def test_a_state_that_cannot_be_written_ends_the_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("epochs", "done"), [(1, 1), (6, 2)])  # the next one would have been saved beside it
+def test_a_state_that_cannot_be_written_ends_the_training(tmp_path, monkeypatch, epochs, done):
     def fail(*_):
         raise UserError("the disk is full")
 
     monkeypatch.setattr(state, "write", fail)
     net = network(tmp_path)
     with pytest.raises(UserError, match="the disk is full"):
-        fit(net, 6, Script(net, VALUES))
-    assert net.epochs_done == 2  # the next one would have been saved beside it
+        fit(net, epochs, Script(net, VALUES))
+    assert net.epochs_done == done
+
+
+def test_a_signal_while_the_last_state_is_written_stops(tmp_path, monkeypatch):
+    def signal_and_write(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*arguments)
+
+    write = state.write
+    monkeypatch.setattr(state, "write", signal_and_write)
+    net = network(tmp_path)
+    with pytest.raises(Stopped, match="after 1 epochs"):
+        fit(net, 1, Script(net, VALUES))
+    assert net.file.exists()
 
 
 def test_a_finished_run_resumed_trains_no_more(tmp_path):
