@@ -6,7 +6,7 @@
 After each epoch, every SAVE_EVERY seconds within one, and at SIGINT and SIGTERM, one file, `state-<name>.npz`, holds
 all that decides the future: weights, optimizer, the step within the epoch and its figures so far, the best epoch and
 its weights, the last healthy weights and the history. `resume=True` goes on from it, as if nothing had happened. It is
-written beside the training that goes on: 270 MB of InceptionV3 take as long as some steps of it.
+written beside the training that goes on: the 270 MB of InceptionV3 take seconds.
 
 A model that was made in the scope of a `tf.distribute` strategy is trained by it. Every worker then runs the same
 `fit` and takes the same decisions; the chief alone has the file, and tells the others what it holds.
