@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from Modules import safe_model
 from Modules.data.images import read_image
 from Modules.data.manifest import manifest_sha256
 from Modules.data.synthetic import write_dataset
+from Modules.metric_learning.collapse import Diagnosis, Watch, no_watch
 from tests.commands import ROOT, fails, run
 
 TEST_KEYS = set(
@@ -334,6 +336,26 @@ def test_a_second_round_keeps_the_calibration_of_the_first_and_learns_from_valid
     assert one["test"]["brier"] != two["test"]["brier"]
     assert "In two rounds" in (tmp_path / "two" / "MODEL_CARD.md").read_text()
     assert "In two rounds" not in (tmp_path / "one" / "report.html").read_text()
+
+
+def test_a_second_round_that_collapses_is_given_up(balanced, tmp_path, monkeypatch, capsys):
+    fallen = Watch(lambda epochs: Diagnosis("collapse", 1, "it has collapsed"), lambda epoch: False)
+    watches = iter([no_watch, fallen])
+    monkeypatch.setattr("train.watch", lambda *_: next(watches))
+    options = [
+        "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "8", "--epochs", "2",
+        "--keep", "last", "--classifier-epochs", "1", "--classifier-keep", "last", "--weights", "none",
+        "--wandb", "disabled", "--precision", "float32", "--refit", "true", "--checkpoints", tmp_path,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
+    importlib.import_module("train").main()
+    assert "The second round is given up: the model will be the first's." in capsys.readouterr().out
+    facts = json.loads((tmp_path / "best_epoch.json").read_text())
+    assert (facts["rounds"], facts["diagnosis"]) == (1, "it has collapsed")
+    assert {name: len(values) for name, values in facts["refit_loss"].items()} == {"embedding-refit": 1}
+    with np.load(tmp_path / "gallery.npz") as gallery:
+        assert set(gallery["ids"]) == set(select(load_manifest(balanced), "train")["isic_id"])
+    assert "In two rounds" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.slow
