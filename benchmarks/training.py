@@ -7,14 +7,17 @@ the training of train.py's stage 1, with augmentation, callbacks and the file of
 that the first epoch has decoded; after it comes the bare step of the same network on one batch in memory. PyTorch
 steps on one batch in memory: torchvision's model, channels_last, autocast, pytorch-metric-learning's miner and loss.
 In float32 and in what `--precision auto` takes here, each network in a process of its own; the best epoch, or step,
-counts.
+counts. Below each, the five kinds of operation that take most of a step's time on the CPU.
 
 Twelve minutes on 2 cores with AMX; --backbone takes one.
 """
 
+import re
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,7 +66,31 @@ def ours(backbone: str, precision: str) -> dict:
 
         memory()
         epochs = max(BATCH * STEPS / (end - start) for start, end in pairwise(ends))
-        return {"files": epochs, **common.best({"memory": memory}, TURNS)}
+        return {
+            "files": epochs,
+            **common.best({"memory": memory}, TURNS),
+            "shares": shares_of_operations(lambda: step(stream)),
+        }
+
+
+def shares_of_operations(step: Callable[[], object]) -> dict[str, float]:
+    """The five kinds of operation that take most time of a step on the CPU's threads, and their shares of all."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
+
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            step()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        space = XSpace.FromString(file.read_bytes())
+    seconds = Counter()
+    for plane in space.planes:
+        for event in (event for line in plane.lines for event in line.events):
+            # An operation is called `name:kind`; the profile also has functions of C++, and whole steps.
+            name = plane.event_metadata[event.metadata_id].name
+            if kind := re.fullmatch(r"[^:]+:(?:_MklNative|_Mkl)?([A-Z]\w+)", name):
+                seconds[kind[1]] += event.duration_ps
+    return {kind: value / seconds.total() for kind, value in seconds.most_common(5)}
 
 
 def pytorch(backbone: str, precision: str) -> dict:
@@ -105,7 +132,8 @@ def main() -> None:
             files[precision], name = found["files"], f"{backbone}, {precision}"
             if options.peer_python:
                 peers[precision] = common.child(options.peer_python, "pytorch", backbone, precision)["memory"]
-            print(f"{name:24}{found['files']:10.1f}{found['memory']:10.1f}{peers.get(precision, 0):10.1f}", flush=True)
+            print(f"{name:24}{found['files']:10.2f}{found['memory']:10.2f}{peers.get(precision, 0):10.2f}", flush=True)
+            print("   ", ", ".join(f"{kind} {share:.0%}" for kind, share in found["shares"].items()), flush=True)
             ratio = found["files"] / found["memory"]
             figures.append(common.figure("training", f"{name}: epoch / step in memory", ratio, "the same step", 0.95))
         ratio = max(files.values()) / max(peers.values()) if peers else None

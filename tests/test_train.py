@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -25,7 +24,6 @@ from Modules import safe_model
 from Modules.data.images import read_image
 from Modules.data.manifest import manifest_sha256
 from Modules.data.synthetic import write_dataset
-from Modules.metric_learning.collapse import Diagnosis, Watch, no_watch
 from tests.commands import ROOT, fails, run
 
 TEST_KEYS = set(
@@ -312,50 +310,50 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
     assert (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns == before
 
 
-def test_a_second_round_keeps_the_calibration_of_the_first_and_learns_from_validation_too(balanced, tmp_path):
+SECOND_ROUND_COLLAPSES = """
+import train
+from Modules import cli
+from Modules.metric_learning.collapse import Diagnosis, Watch, no_watch
+
+fallen = Watch(lambda epochs: Diagnosis("collapse", 1, "it has collapsed"), lambda epoch: False)
+watches = iter([no_watch, fallen])
+train.watch = lambda *_: next(watches)
+cli.run(train.main)
+"""
+
+
+def test_a_second_round_learns_from_validation_too_and_leaves_the_first_where_it_collapses(balanced, tmp_path):
     options = [
         "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "8", "--epochs", "1",
         "--keep", "last", "--classifier-epochs", "2", "--classifier-keep", "last", "--weights", "none",
-        "--wandb", "disabled", "--deterministic",
+        "--wandb", "disabled", "--deterministic", "--refit", "true",
     ]  # fmt: skip
-    run("train.py", *options, "--checkpoints", tmp_path / "one", cwd=tmp_path)
-    said = run("train.py", *options, "--checkpoints", tmp_path / "two", "--refit", "true", cwd=tmp_path)
-    learned = pd.concat([select(load_manifest(balanced), split) for split in ("train", "validation")])
-    assert f"on {len(learned)} images" in said
-    with np.load(tmp_path / "two" / "gallery.npz") as gallery:
-        assert set(gallery["ids"]) == set(learned["isic_id"])
-    assert "scaling of the first round fitted here" in (tmp_path / "two" / "report.html").read_text()
+    (tmp_path / "collapsing.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{SECOND_ROUND_COLLAPSES}")
+    given_up = run(tmp_path / "collapsing.py", *options, "--checkpoints", tmp_path / "one", cwd=tmp_path)
+    assert "The second round is given up: the model will be the first's." in given_up
+    said = run("train.py", *options, "--checkpoints", tmp_path / "two", cwd=tmp_path)
+    assert "given up" not in said
+    manifest = load_manifest(balanced)
+    first, validation = (set(select(manifest, split)["isic_id"]) for split in ("train", "validation"))
+    both = first | validation
+    assert f"on {len(both)} images" in said
     one, two = (json.loads((tmp_path / name / "best_epoch.json").read_text()) for name in ("one", "two"))
+    for name, learned in (("one", first), ("two", both)):
+        with np.load(tmp_path / name / "gallery.npz") as gallery:
+            assert set(gallery["ids"]) == learned
     for name in ("history", "best_epoch", "threshold", "validation"):
         assert one[name] == two[name], name
     for name in ("scale", "offset", "validation"):
         assert one["calibration"][name] == two["calibration"][name], name
-    rounds = {name: len(values) for name, values in two["refit_loss"].items()}
-    assert rounds == {"embedding-refit": 1, "classifier-refit": 2}
+    assert (one["rounds"], one["diagnosis"]) == (1, "it has collapsed")
+    assert (two["rounds"], two["diagnosis"]) == (2, None)
+    lengths = [{name: len(values) for name, values in facts["refit_loss"].items()} for facts in (one, two)]
+    assert lengths == [{"embedding-refit": 1}, {"embedding-refit": 1, "classifier-refit": 2}]
     assert one["test"]["embedding"] != two["test"]["embedding"]
     assert one["test"]["brier"] != two["test"]["brier"]
+    assert "scaling of the first round fitted here" in (tmp_path / "two" / "report.html").read_text()
     assert "In two rounds" in (tmp_path / "two" / "MODEL_CARD.md").read_text()
     assert "In two rounds" not in (tmp_path / "one" / "report.html").read_text()
-
-
-def test_a_second_round_that_collapses_is_given_up(balanced, tmp_path, monkeypatch, capsys):
-    fallen = Watch(lambda epochs: Diagnosis("collapse", 1, "it has collapsed"), lambda epoch: False)
-    watches = iter([no_watch, fallen])
-    monkeypatch.setattr("train.watch", lambda *_: next(watches))
-    options = [
-        "--data", balanced, "--backbone", "mobilenet", "--image-size", "32", "--batch-size", "8", "--epochs", "2",
-        "--keep", "last", "--classifier-epochs", "1", "--classifier-keep", "last", "--weights", "none",
-        "--wandb", "disabled", "--precision", "float32", "--refit", "true", "--checkpoints", tmp_path,
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
-    importlib.import_module("train").main()
-    assert "The second round is given up: the model will be the first's." in capsys.readouterr().out
-    facts = json.loads((tmp_path / "best_epoch.json").read_text())
-    assert (facts["rounds"], facts["diagnosis"]) == (1, "it has collapsed")
-    assert {name: len(values) for name, values in facts["refit_loss"].items()} == {"embedding-refit": 1}
-    with np.load(tmp_path / "gallery.npz") as gallery:
-        assert set(gallery["ids"]) == set(select(load_manifest(balanced), "train")["isic_id"])
-    assert "In two rounds" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.slow
