@@ -50,9 +50,11 @@ def warp(image: np.ndarray, angle: float, scale: float, flip: tuple[int, int], o
     border, outside = max(0, int(size / 2 * (np.sqrt(2) / scale - 1)) + 2), cv2.BORDER_CONSTANT
     if border >= size:
         border, outside = 0, cv2.BORDER_REFLECT_101
-    image = cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_REFLECT_101)
+    # And it is faster with four channels than with three.
+    image = cv2.copyMakeBorder(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), *[border] * 4, cv2.BORDER_REFLECT_101)
     matrix = affine(size, angle, scale, flip, border)
-    cv2.warpAffine(image, matrix, (size, size), dst=out, flags=cv2.INTER_LINEAR, borderMode=outside)
+    turned = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=outside)
+    cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB, dst=out)
 
 
 def affine(size: int, angle: float, scale: float, flip: tuple[int, int], border: int = 0) -> np.ndarray:
