@@ -18,6 +18,7 @@ from Modules.data.images import ImageError, decode
 
 MAX_RADIUS = 7  # the largest distance that 4 bands with 1 bit of tolerance cannot miss: 4 * 2 - 1
 VIEWS = 8  # four quarter turns, each also mirrored
+_MIRROR = np.array([[1, -1] * 4], np.float32)  # the signs of a row's frequencies in the row's mirror image
 _BANDS = 4
 _SCALES = (
     cv2.IMREAD_REDUCED_GRAYSCALE_8,
@@ -56,9 +57,23 @@ def view(image: np.ndarray, k: int) -> np.ndarray:
 
 
 def phash(image: np.ndarray) -> np.ndarray:
-    """The 64-bit pHash of each of the 8 views of a grey picture: uint8 [H, W] to uint64 [8]."""
+    """The 64-bit pHash of each of the 8 views of a grey picture: uint8 [H, W] to uint64 [8].
+
+    Of one cosine transform: a mirrored picture has that with every other sign turned, a transposed one its transpose.
+    """
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA)
-    return np.concatenate([cv2.img_hash.pHash(view(small, k)) for k in range(VIEWS)]).view(np.uint64).ravel()
+    frequencies = cv2.dct(small.astype(np.float32))[:8, :8]
+    frequencies[0, 0] = 0
+    sides = frequencies, frequencies * _MIRROR  # as it is, and mirrored left to right
+    views = np.stack([turn for side in sides for turn in _quarter_turns(side)])  # in the order of `view`
+    signs = views > views.mean(axis=(1, 2), keepdims=True)
+    return np.packbits(signs.reshape(VIEWS, 64), axis=1, bitorder="little").view(np.uint64).ravel()
+
+
+def _quarter_turns(frequencies: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The lowest frequencies [8, 8] of a picture turned left by 0 to 3 quarters."""
+    transposed = frequencies.T
+    return frequencies, transposed * _MIRROR.T, frequencies * _MIRROR * _MIRROR.T, transposed * _MIRROR
 
 
 def close_pairs(hashes: np.ndarray, others: np.ndarray | None = None, radius: int = MAX_RADIUS) -> np.ndarray:
@@ -78,7 +93,7 @@ def close_pairs(hashes: np.ndarray, others: np.ndarray | None = None, radius: in
         for band in range(_BANDS):
             left_band, right_band = left.view(np.uint16)[band::_BANDS], right.view(np.uint16)[band::_BANDS]
             i, j = np.argsort(left_band, kind="stable"), np.argsort(right_band, kind="stable")
-            key, start = left_band[i], np.searchsorted(right_band[j], np.arange((1 << 16) + 1))
+            key, start = left_band[i], np.r_[0, np.cumsum(np.bincount(right_band, minlength=1 << 16))]
             sides = left[i], right[j]
 
             def search(flip: int, i=i, j=j, key=key, start=start, sides=sides) -> np.ndarray:
