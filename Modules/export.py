@@ -36,8 +36,9 @@ def export(model: tf.keras.Model, kind: str, file: Path, pictures: np.ndarray) -
         if file.is_dir():
             shutil.rmtree(file)
         partial.replace(file)
-    except OSError as error:
-        raise UserError(f"can't write {file} ({error.strerror or error})") from None
+    except (OSError, tf.errors.OpError) as error:
+        reason = error.message if isinstance(error, tf.errors.OpError) else error.strerror or error
+        raise UserError(f"can't write {file} ({reason})") from None
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)

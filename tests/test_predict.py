@@ -269,6 +269,17 @@ def test_an_export_that_says_something_else_is_not_kept(trained, tmp_path, monke
     assert [file.name for file in tmp_path.iterdir()] == ["best_epoch.keras"]
 
 
+def test_an_export_that_cannot_be_written_says_why(trained, tmp_path, monkeypatch):
+    def full(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(export, "_saved_model", full)
+    model = modules.load(trained / "best_epoch.keras")
+    with pytest.raises(UserError, match=r"can't write .*other \(No space left on device\)"):
+        export.export(model, "saved_model", tmp_path / "other", np.zeros((1, 32, 32, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_gallery_of_another_checkpoint_is_refused(trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained, tmp_path / "checkpoints")
     with open(tmp_path / "checkpoints" / "best_epoch.keras", "ab") as stream:

@@ -20,6 +20,11 @@ from Modules.data.manifest import manifest_sha256
 
 SHARE = 0.5  # of the free memory
 CHECK = 4  # bytes of the CRC-32 after each picture
+# A container's limit of memory, what it uses, and the part of that which is files, by both versions of cgroups.
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 _memory: dict[tuple[str, int], np.ndarray] = {}  # (file, size): where its pixels go
 _decoded: dict[tuple[str, int], np.ndarray] = {}  # the same, read-only, once they are there
@@ -59,12 +64,12 @@ def free_memory() -> int:
     if info.exists():
         line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable:"))
         free = 1024 * int(line.split()[1])
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        used = int(limit.with_name("memory.current").read_text())
-        counted = limit.with_name("memory.stat").read_text().split()
-        used -= int(counted[counted.index("inactive_file") + 1])  # of files, given back when it is needed
-        free = min(free, int(most) - used)
+    for limit, usage, files in CGROUPS:
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            used = int(limit.with_name(usage).read_text())
+            counted = limit.with_name("memory.stat").read_text().split()
+            used -= int(counted[counted.index(files) + 1])  # of files, given back when it is needed
+            free = min(free, int(most) - used)
     return free
 
 
@@ -75,7 +80,7 @@ def _reserve(keys: list[tuple[str, int]]) -> bool:
     """
     new = [key for key in dict.fromkeys(keys) if key not in _memory]
     waiting = [*new, *(key for key in _memory if key not in _decoded)]
-    if sum(3 * size**2 for _, size in waiting) > SHARE * free_memory():
+    if new and sum(3 * size**2 for _, size in waiting) > SHARE * free_memory():
         return False
     size = keys[0][1]
     _memory.update(zip(new, np.empty((len(new), size, size, 3), np.uint8), strict=True))
@@ -107,7 +112,9 @@ def _stored(table: pd.DataFrame, size: int) -> np.ndarray | None:
     shape = int(table["row"].max()) + 1, 3 * size**2 + CHECK
     try:
         (home / "cache").mkdir(exist_ok=True)
-        with open(home / "cache" / f"{size}-{manifest_sha256(home)[:16]}.pictures", "ab") as stream:
+        file = home / "cache" / f"{size}-{manifest_sha256(home)[:16]}.pictures"
+        file.touch()
+        with open(file, "r+b") as stream:  # not "ab": where the system has no way, posix_fallocate can't append
             # A write through the map to a full disk would end the process: take the place now, where there is a way.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(stream.fileno(), 0, shape[0] * shape[1])

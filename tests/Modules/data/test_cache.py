@@ -1,6 +1,8 @@
 """Decoded pictures, in memory or in a file: always those of the files, whatever happened to the cache."""
 
 import errno
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -64,6 +66,44 @@ def test_memory_is_shared_out_once(table, monkeypatch):
     cache.reader(half, SIZE)
     assert stored(table) == []
     cache.reader(rest, SIZE)
+    assert len(stored(table)) == 1
+
+
+def test_what_was_set_aside_is_not_asked_for_twice(table, monkeypatch):
+    free = iter([2**40, 0])
+    monkeypatch.setattr(cache, "free_memory", lambda: next(free))
+    cache.reader(table, SIZE)
+    check(table)
+    assert stored(table) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "files"),
+    [("memory.max", "memory.current", "inactive_file"),
+     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")],
+)  # fmt: skip
+def test_a_containers_limit_counts(tmp_path, monkeypatch, limit, usage, files):
+    monkeypatch.setattr(cache, "CGROUPS", ((tmp_path / limit, usage, files),))
+    whole = cache.free_memory()
+    (tmp_path / usage).write_text("5000\n")
+    (tmp_path / "memory.stat").write_text(f"anon 7\n{files} 3000\n")
+    (tmp_path / limit).write_text("9000\n")
+    assert cache.free_memory() == 9000 - (5000 - 3000)
+    for none in ("max", str(2**63 - 4096)):
+        (tmp_path / limit).write_text(f"{none}\n")
+        assert cache.free_memory() == pytest.approx(whole, rel=0.5)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_where_the_system_takes_no_place_by_itself_the_file_is_not_one_to_append_to(table, monkeypatch):
+    """The C library then writes into each block, which it refuses for files that are opened to append."""
+
+    def by_writing(descriptor, start, length):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(os, "posix_fallocate", by_writing)
+    check(table)
     assert len(stored(table)) == 1
 
 
