@@ -60,7 +60,7 @@ def select(manifest: pd.DataFrame, split: str, full: bool = False, external: boo
 
 
 def epoch_batches(table: pd.DataFrame, recipe: Recipe, full: bool, seed: int, epoch: int) -> np.ndarray:
-    """Positions in `table` [steps, B] that one epoch visits; a last batch that is not full waits for the next epoch.
+    """Positions in `table` [steps, B] that one epoch visits, but for a rest that fills no batch, another each epoch.
 
     Raises:
         UserError: unknown kind of batches.

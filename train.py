@@ -89,10 +89,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
         if len(options.words) > 1 or given - {"words", "seed", "checkpoints", "resume"}:
             raise UserError("mnist has no recipe: it goes with --seed, --checkpoints and --resume alone")
+    options.home = options.checkpoints or Path("checkpoints")  # of what folds share
     if options.checkpoints is None:
         single = isinstance(options.fold, int)
         inner = "mnist" if "mnist" in options.words else f"fold-{options.fold}" if single else ""
-        options.checkpoints = Path("checkpoints") / inner
+        options.checkpoints = options.home / inner
     return options
 
 
@@ -112,7 +113,7 @@ def train(
     chief, share = distribution.is_chief(strategy), distribution.share(strategy)
     if chief:
         runtime.claim(folder, options.resume)
-    done = chief and options.resume and is_done(folder, identity)
+    done = chief and options.resume and is_done(folder, identity, recipe)
     precision = runtime.set_precision(options.precision)
     alike = identity | {"recipe": asdict(recipe), "precision": precision, "resume": options.resume}
     if distribution.agree(strategy, alike, done):
@@ -136,8 +137,7 @@ def train(
     # == 0. Where there are external images with diagnoses: learn to tell those apart first ============================
     if recipe.data.external == "pretrain":
         external = manifest[manifest["split"] == "external"]
-        home = folder if options.fold is None else folder.parent  # the folds share it
-        pretrain(embedding, external, recipe, home, vars(options))
+        pretrain(embedding, external, recipe, options.home, vars(options))
         stopwatch.lap("pretraining")
     start = modules.backbone_weights(embedding)
 
@@ -176,7 +176,7 @@ def train(
             stage.patience,
             options.resume,
             (loss.schedule(stage.epochs), *logged),
-            watch(loss, stage.loss),
+            watch(loss, stage.loss, stage.epochs),
             recover=options.on_collapse == "recover",
         )
         if again and metric.finished(0):
@@ -240,8 +240,9 @@ def train(
     plain = {"logistic": baselines.logistic_regression(features, learned, test_features)}
     if options.baseline == "finetune":
         print("Baseline: the same backbone trained by cross-entropy")
+        epochs, settings = networks["embedding"].epochs_done, vars(options) | {"identity": identity}
         plain["finetune"], networks["baseline"] = baselines.finetuned(
-            learned, test, recipe, start, folder, full, vars(options) | {"identity": identity}
+            learned, test, recipe, start, folder, full, epochs, settings
         )
     stopwatch.lap("baseline")
 
@@ -319,7 +320,8 @@ def train(
         print(report.summary(result["test"], f"On it, {cross_validation.SCORERS[name]}"))
     print(f"Wrote {folder}/best_epoch.keras and report.html in {stopwatch.total / 60:.1f} minutes.")
     print("Next: python predict.py")
-    tracking.finish(run, {view: results[view] for view in scoring.VIEWS}, pictures)
+    summary = {view: results[view] for view in scoring.VIEWS} | {"diagnosis": facts["diagnosis"]}
+    tracking.finish(run, summary, pictures)
 
 
 def main() -> None:

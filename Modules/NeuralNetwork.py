@@ -81,7 +81,8 @@ class NeuralNetwork:
         metrics: Callable[[], list[tf.keras.metrics.Metric]] = list,
         identity: dict | None = None,
     ):
-        """`mode` says which epoch's weights are kept: the `min` or `max` of `monitor`, or the `last`."""
+        """`mode` says which epoch's weights are kept: the `min` or `max` of `monitor`, or the `last` (where training
+        collapsed, the last healthy one)."""
         self.model, self.name, self.monitor, self.mode = model, name, monitor, mode
         self.file = Path(folder) / f"state-{name}.npz"
         self.identity = json.loads(json.dumps(identity or {}))  # as it will be read back
@@ -148,7 +149,11 @@ class NeuralNetwork:
         self.diagnosis = watch.diagnose(self.epochs()) if self.epochs_done else None
         with stopping() as signals, contextlib.ExitStack() as ending:
             ending.callback(self.wait)
-            while self.epochs_done < epochs and not self.finished(patience):
+            while True:
+                if recover and self.collapsed and len(self.recoveries) < RECOVERIES:
+                    self.go_back(steps)
+                if self.epochs_done >= epochs or self.finished(patience):
+                    break
                 start, done = self.epochs_done, self.step
                 stream = batches(start).skip(done * here) if done else batches(start)
                 self.model.fit(
@@ -159,9 +164,8 @@ class NeuralNetwork:
                     verbose=0,
                     callbacks=[_Epochs(self, epochs, steps, validate, patience, watch, signals), *callbacks],
                 )
-                collapsed = self.diagnosis is not None and self.diagnosis.kind in ("collapse", "nan")
-                if recover and collapsed and len(self.recoveries) < RECOVERIES:
-                    self.go_back(steps)
+        if self.mode == "last" and self.collapsed and self.healthy_epochs:
+            self.best_epoch, self.weights["best"] = self.healthy_epochs - 1, self.weights["healthy"]
         if not math.isfinite(self.history[self.monitor][self.best_epoch]):
             raise UserError(
                 f"{self.name}: no epoch had a finite {self.monitor}; lower the learning rate or enlarge the batch"
@@ -183,6 +187,10 @@ class NeuralNetwork:
         rate = f"{BACK_OFF ** len(self.recoveries):g} of the learning rate"
         tqdm.write(f"{self.name}: back to epoch {self.healthy_epochs}, at {rate}")
 
+    @property
+    def collapsed(self) -> bool:
+        return self.diagnosis is not None and self.diagnosis.kind in ("collapse", "nan")
+
     def out_of_patience(self, patience: int) -> bool:
         return bool(patience) and self.epochs_done > 0 and self.epochs_done - 1 - self.best_epoch >= patience
 
@@ -199,7 +207,7 @@ class NeuralNetwork:
         if self.mode == "last" or latest == 0 or self._better(values[latest], values[self.best_epoch]):
             self.best_epoch, self.weights["best"] = latest, present
         self.diagnosis = watch.diagnose(self.epochs())
-        if watch.healthy(self.epochs()[-1]):
+        if watch.healthy(self.epochs()):
             self.healthy_epochs, self.weights["healthy"] = latest + 1, present
         self.save(present)
 

@@ -61,12 +61,12 @@ def finetuned(
     weights: list[np.ndarray] | None,
     folder: Path,
     full: bool,
+    epochs: int,
     options: dict,
-    callbacks: tuple = (),
 ) -> tuple[np.ndarray, NeuralNetwork]:
     """Probabilities [M] of the test images, and the training, of a backbone that started from `weights`.
 
-    The last epoch counts; a picture's logit is the mean over as many views as the recipe's embedding averages.
+    The last of `epochs` counts; a picture's logit is the mean over as many views as the recipe's embedding averages.
     `options`: seed, precision, resume and identity of the run.
     """
     stage, size, seed = recipe.embedding, recipe.data.image_size, options["seed"]
@@ -81,7 +81,7 @@ def finetuned(
         "baseline",
         folder,
         lambda labels, logits: cross_entropy(classes_of(labels), logits),
-        adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * stage.epochs),
+        adam(stage.learning_rate, stage.weight_decay, stage.schedule, steps * epochs),
         monitor="loss",
         mode="last",
         identity=options["identity"],
@@ -89,9 +89,8 @@ def finetuned(
     network.fit(
         lambda epoch: training_batches(training, recipe, seed, full, epoch)[0],
         steps,
-        stage.epochs,
+        epochs,
         resume=options["resume"],
-        callbacks=callbacks,
     )
     runtime.set_precision("float32")
     frozen = modules.build_backbone(stage, size)

@@ -192,10 +192,12 @@ def demo(recipe: Recipe) -> Recipe:
 
 
 def without_length(recipe: Recipe) -> Recipe:
-    """`recipe` but for how long it trains: what a run may not change when it goes on."""
+    """`recipe` but for how long it trains, where nothing is scheduled over it: what may not change when it goes on."""
+    stage = recipe.embedding
+    scheduled = stage.schedule != "constant" or stage.final_margin or "," in stage.loss
     return replace(
         recipe,
-        embedding=replace(recipe.embedding, epochs=0, patience=0),
+        embedding=replace(stage, epochs=stage.epochs if scheduled else 0, patience=0),
         classifier=replace(recipe.classifier, epochs=0, patience=0),
     )
 

@@ -75,7 +75,7 @@ def warm_up(folder: Path, seed: int, resume: bool = False) -> dict:
         images, digits, test_size=0.1, stratify=digits, random_state=seed
     )
 
-    loss = make_loss("tfa-semi-hard", MARGIN)
+    loss = make_loss("semi-hard", MARGIN)
     _, steps = vector_batches(training, targets, BATCH, seed)
     network = NeuralNetwork(
         build_network(),

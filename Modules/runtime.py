@@ -33,8 +33,13 @@ def claim(folder: Path, resume: bool) -> None:
         raise UserError(
             f"can't write to {folder} ({error.strerror}): choose another folder with --checkpoints"
         ) from None
-    unfinished = state.unfinished(folder)
-    if unfinished and not resume:
+    if not resume:
+        refuse_unfinished(folder)
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise `UserError` if `folder` holds a run that was cut off."""
+    if unfinished := state.unfinished(folder):
         files = " and ".join(map(str, unfinished))
         raise UserError(f"{folder} holds a run that was cut off: --resume goes on with it; remove {files} to forget it")
 
@@ -78,6 +83,11 @@ def fastest_precision() -> str:
     return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
+def chosen_precision(name: str) -> str:
+    """What `--precision` means here."""
+    return fastest_precision() if name == "auto" else name
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed: a step's large arrays are the same each time, and new pages cost a tenth of it."""
     libc = ctypes.CDLL(None)
@@ -92,8 +102,7 @@ def set_precision(name: str) -> str:
     Raises:
         UserError: for any other name.
     """
-    if name == "auto":
-        name = fastest_precision()
+    name = chosen_precision(name)
     if name not in PRECISIONS:
         raise UserError(f"unknown precision {name!r}: known are auto, {', '.join(PRECISIONS)}")
     tf.keras.mixed_precision.set_global_policy(PRECISIONS[name])

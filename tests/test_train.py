@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -25,6 +26,7 @@ from Modules.data.images import read_image
 from Modules.data.manifest import manifest_sha256
 from Modules.data.synthetic import write_dataset
 from tests.commands import ROOT, fails, run
+from train import parse
 
 TEST_KEYS = set(
     "n n_malignant accuracy precision recall f1 confusion_matrix roc_auc roc_auc_ci95 average_precision brier ece "
@@ -278,7 +280,7 @@ def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_
     assert not list((tmp_path / "run").glob("state-*"))
 
 
-def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
+def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path, monkeypatch, capsys):
     source = write_dataset(tmp_path / "source", images=200, size=32)
     external = write_dataset(tmp_path / "external", images=40, size=32, seed=9)
     table = pd.read_csv(external / "train-metadata.csv").drop(columns=["patient_id", "lesion_id"])
@@ -308,6 +310,22 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
     assert "fold-0 is done." in said
     assert "fold-1 is done." in said
     assert (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns == before
+
+    wrong = {"monkeypatch": monkeypatch, "capsys": capsys}
+    longer = [*options, "--resume", "--classifier-epochs", "2"]
+    assert "fold-0 is of another run" in fails("train", *longer, **wrong)
+    (tmp_path / "ck" / "fold-1" / "state-embedding.npz").write_bytes(b"")
+    assert "fold-1 holds a run that was cut off" in fails("train", *options, **wrong)
+    assert (tmp_path / "ck" / "fold-0" / "best_epoch.keras").exists()
+
+
+def test_what_folds_share_lies_where_all_of_them_do():
+    alone, here, every = map(
+        parse, (["--fold", "1"], ["--fold", "1", "--checkpoints", "one"], ["--fold", "all", "--checkpoints", "runs"])
+    )
+    assert (alone.home, alone.checkpoints) == (Path("checkpoints"), Path("checkpoints/fold-1"))
+    assert here.home == here.checkpoints == Path("one")
+    assert every.home == every.checkpoints == Path("runs")
 
 
 SECOND_ROUND_COLLAPSES = """

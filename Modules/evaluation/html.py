@@ -44,8 +44,7 @@ def write_report(folder: Path, facts: dict, pictures: bool) -> None:
         "pictures": pictures,
         "figures": {file.stem: embedded(file) for file in figures if pictures or file.stem not in PHOTOGRAPHS},
         **{kind: later(folder, kind, facts) for kind in ("external", "comparison")},
-        # Of the folds together, whose folders lie in the one that holds it.
-        "cross_validation": facts["fold"] is not None and _read(folder.parent / "cross_validation.json"),
+        "cross_validation": pooled(folder, facts),
     }
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
@@ -100,7 +99,7 @@ def verdict(facts: dict) -> list[str]:
                 else f"From the {tables.SHORTCUTS[key]} it still ranks above chance (ROC AUC {view['roc_auc']:.3f})."
             )
     if facts.get("diagnosis"):
-        said.append(f"Training stopped early: {facts['diagnosis']}")
+        said.append(f"What the collapse watch said of training: {facts['diagnosis']}")
     return said
 
 
@@ -153,6 +152,12 @@ def later(folder: Path, kind: str, facts: dict) -> list[dict]:
     ("external"), of `--compare` ("comparison"), of the test split once more ("test")."""
     found = (_read(file) for file in sorted((folder / LATER).glob(f"{kind}-*.json")))
     return [content for content in found if content and content.get("sha256") == facts["sha256"]]
+
+
+def pooled(folder: Path, facts: dict) -> dict | None:
+    """What all folds reached together, where the checkpoint is one of them; their folders lie beside one another."""
+    content = _read(folder.parent / "cross_validation.json") or {}
+    return content if facts["sha256"] in content.get("models", ()) else None
 
 
 def _read(file: Path) -> dict | None:

@@ -11,7 +11,7 @@ from Modules.evaluation.scoring import embed
 from Modules.metric_learning.collapse import Watch, diagnose, embedding_statistics, is_healthy
 from Modules.metric_learning.losses import MARGIN_LOSSES, MetricLoss
 from Modules.metric_learning.quality import embedding_quality
-from Modules.metric_learning.sampling import shuffled
+from Modules.metric_learning.sampling import metric_labels, shuffled
 
 NEIGHBOURS = ("recall_at_1", "knn_accuracy", "knn_roc_auc")
 
@@ -31,26 +31,35 @@ def embedding_figures(
     """
     embeddings, outputs = embed(model, batches, len(table), "validation")
     targets, groups = table["target"].to_numpy(), table["group"].to_numpy()
+    labels = metric_labels(targets, table["patient_id"], config.positives)
     # Always the same shuffled batches: in the table's order one would hold a single class. Parts of nearly equal size,
     # so that the last is not a remnant without triplets.
     parts = np.array_split(shuffled(len(table), 0, 0), -(-len(table) // batch_size))
-    losses = [float(loss(targets[part], outputs[part])) for part in parts]
+    losses = [float(loss(labels[part], outputs[part])) for part in parts]
     quality = embedding_quality(embeddings, targets, groups)
     squared = config.distance == "squared-L2"
     figures = {name: quality[name] for name in NEIGHBOURS}
-    figures |= embedding_statistics(embeddings, targets, groups, config.margin, squared)
+    margin = config.final_margin or config.margin  # as in `loss`: epochs compare
+    figures |= embedding_statistics(embeddings, targets, groups, margin, squared)
     figures["loss"] = float(np.average(losses, weights=[len(part) for part in parts]))
     return {f"val_{name}": np.nan if value is None else value for name, value in figures.items()}
 
 
-def watch(loss: MetricLoss, name: str) -> Watch:
-    """What `NeuralNetwork.fit` asks after every epoch: is the embedding that `loss` called `name` trains collapsing?"""
+def watch(loss: MetricLoss, name: str, epochs: int) -> Watch:
+    """What `NeuralNetwork.fit` asks after each of `epochs`: does the embedding that `loss` called `name` trains
+    collapse?"""
     has_margin = all(part.strip() in MARGIN_LOSSES for part in name.split(","))
+    margin = loss.margins[-1] if has_margin else None
 
-    def margin() -> float | None:  # it may move
-        return float(loss.margin) if has_margin else None
+    def with_margin(records: list[dict]) -> list[dict]:  # it may move
+        if not has_margin:
+            return records
+        return [record | {"margin": loss.margin_of(epoch, epochs)} for epoch, record in enumerate(records)]
 
-    return Watch(lambda epochs: diagnose(epochs, margin()), lambda epoch: is_healthy(epoch, margin()))
+    return Watch(
+        lambda records: diagnose(with_margin(records), margin),
+        lambda records: is_healthy(with_margin(records)[-1], margin),
+    )
 
 
 def classifier_figures(model: tf.keras.Model, embeddings: np.ndarray, targets: np.ndarray) -> dict[str, float]:

@@ -34,13 +34,13 @@ class Diagnosis:
 
 
 class Watch(NamedTuple):
-    """Two looks at a training: `diagnose` at all its epochs, `healthy` at one, which may be returned to."""
+    """Two looks at a training's epochs so far: `diagnose`, and `healthy`, whether the last may be returned to."""
 
     diagnose: Callable[[list[dict]], Diagnosis | None]
-    healthy: Callable[[dict], bool]
+    healthy: Callable[[list[dict]], bool]
 
 
-no_watch = Watch(lambda epochs: None, lambda epoch: True)
+no_watch = Watch(lambda epochs: None, lambda epochs: True)
 
 
 def embedding_statistics(
@@ -91,8 +91,9 @@ def diagnose(history: list[dict], margin: float | None, patience: int = 5) -> Di
     """What is wrong with a training, told from its epochs so far; None as long as nothing is.
 
     history: one record an epoch: `metric_loss`, or `loss` where that is the metric loss alone, and the numbers of
-    `embedding_statistics`, with or without Keras's `val_` in front; `epoch` if they do not count from 1. What is
-    missing, None or NaN is passed over. Leave out the epochs of a warm-up. margin: None for a loss that has none.
+    `embedding_statistics`, with or without Keras's `val_` in front; `epoch` if they do not count from 1; `margin` where
+    it moves. What is missing, None or NaN is passed over. Leave out the epochs of a warm-up. margin: None for a loss
+    that has none.
 
     nan: the loss is not a number.
     collapse: for `patience` epochs the loss is at the margin, and the classes are closer than CLOSE. Where embeddings
@@ -155,7 +156,7 @@ def _unit_length(record: dict) -> bool | None:
 
 
 def _collapsed(record: dict, margin: float | None) -> bool:
-    distance, loss = _value(record, "mean_negative_distance"), _loss(record)
+    distance, loss, margin = _value(record, "mean_negative_distance"), _loss(record), record.get("margin", margin)
     if distance is None or loss is None or _lags(record, margin):
         return False
     if margin is None:
@@ -169,7 +170,7 @@ def _collapsed(record: dict, margin: float | None) -> bool:
 def _lags(record: dict, margin: float | None) -> bool:
     """A triplet's loss is the margin give or take the difference of two distances. One that is further below the margin
     was reached with greater distances than these, by the network in its training mode."""
-    distance, loss = _value(record, "mean_negative_distance"), _loss(record)
+    distance, loss, margin = _value(record, "mean_negative_distance"), _loss(record), record.get("margin", margin)
     known = margin is not None and distance is not None and loss is not None
     return known and distance < POINT and margin - loss > 2 * distance
 
@@ -184,6 +185,7 @@ def _recovering(recent: list[dict], margin: float | None) -> bool:
 def _symptoms(record: dict, margin: float | None) -> str:
     """What shows the collapse, and what to change."""
     distance, norm = _value(record, "mean_negative_distance"), _value(record, "mean_norm")
+    margin = record.get("margin", margin)
     loss = f"loss {_loss(record):.3f}" + ("" if margin is None else f" with margin {margin:g}")
     signs = f"{loss}, mean negative distance {distance:.3f}"
     if _unit_length(record) is False:

@@ -10,8 +10,9 @@ Notation, the same in every function:
     a, p, n     anchor, positive (another image of the anchor's class), negative (an image of another class)
 
 Every loss is `loss(labels, embeddings, ...) -> float32 scalar`, computed in float32 (inner products in float64) under
-any precision policy, in O(B²) memory, B ≥ 1. It is a mean over its terms, so its size does not depend on B. A batch
-without a term (no positive pair; for triplets also one class) has loss 0 and gradient 0; NaN embeddings have loss NaN.
+any precision policy, B ≥ 1. It is a mean over its terms, so its size does not depend on B. All but TensorFlow Addons'
+take O(B²) memory, and have loss 0 and gradient 0 in a batch without a term (no positive pair; for triplets also one
+class). NaN embeddings have loss NaN.
 
     name                    expects         margin is          on one point  paper
     tfa-semi-hard           unit length     a distance         margin        Schroff 2015, the library's: O(B³) memory
@@ -189,11 +190,12 @@ def supervised_contrastive(labels, embeddings, temperature=0.1):
     """For each anchor, minus the mean over its positives of ln softmax(s(a, ·) / temperature) over all other images.
 
     Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, equation 2 (L_out); mean of anchors with positives.
+    Images of the anchor's class that may not be its positives count as little as itself.
     """
+    positive, negative = pair_masks(labels)
     logits = tf.cast(inner_products(embeddings), tf.float32) / temperature  # [B, B]
-    logits = tf.linalg.set_diag(logits, tf.fill(tf.shape(logits)[:1], -FAR))
+    logits = tf.where(positive | negative, logits, -FAR)
     log_probability = logits - tf.reduce_logsumexp(logits, axis=1, keepdims=True)
-    positive, _ = pair_masks(labels)
     count = tf.reduce_sum(tf.cast(positive, tf.float32), axis=1)  # [B]
     per_anchor = tf.math.divide_no_nan(tf.reduce_sum(tf.where(positive, log_probability, 0.0), axis=1), count)
     return -_mean(per_anchor, count > 0)
@@ -308,14 +310,20 @@ class MetricLoss(tf.keras.losses.Loss):
             settings = {name: getattr(self, name) for name in ("margin", "distance") if name in known}
             return loss(labels, embeddings, **settings)
 
-        return tf.gather([value(loss) for loss in self.stages], self.stage)  # milliseconds each: no need to branch
+        if len(self.stages) == 1:
+            return value(self.stages[0])
+        return tf.switch_case(tf.convert_to_tensor(self.stage), [partial(value, loss) for loss in self.stages])
+
+    def margin_of(self, epoch: int, epochs: int) -> float:
+        """The margin in `epoch`, from 0, of `epochs`."""
+        first, last = self.margins
+        return first + (last - first) * epoch / max(epochs - 1, 1)
 
     def schedule(self, epochs: int) -> tf.keras.callbacks.Callback:
         """The callback that gives each stage its equal share of `epochs` and moves the margin in a straight line."""
 
         def move(epoch, _):
-            first, last = self.margins
-            self.margin.assign(first + (last - first) * epoch / max(epochs - 1, 1))
+            self.margin.assign(self.margin_of(epoch, epochs))
             self.stage.assign(epoch * len(self.stages) // epochs)
 
         return tf.keras.callbacks.LambdaCallback(on_epoch_begin=move)

@@ -16,14 +16,16 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from dataset import training_batches
+from dataset import image_batches, training_batches
 from Modules import distribution, runtime, state
 from Modules.cli import UserError
 from Modules.config import Recipe
+from Modules.evaluation.validation import embedding_figures, watch
 from Modules.metric_learning.losses import make_loss, with_head
 from Modules.NeuralNetwork import NeuralNetwork, adam
 
 SEED = 0
+LOOKED_AT = 500  # images on which the collapse watch judges an epoch
 
 
 def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, folder: Path, options: dict) -> str:
@@ -32,7 +34,8 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
     Same loss, augmentation and schedule as stage 1. `options`: weights, resume and deterministic of the run.
 
     Raises:
-        UserError: fewer than two diagnoses; another process is at it, or one was cut off and `resume` is not asked for.
+        UserError: fewer than two diagnoses; another process is at it, or one was cut off and `resume` is not asked for;
+            the embedding collapsed.
     """
     diagnosis = external["diagnosis"].str.lower()
     known = external[diagnosis.notna()].reset_index(drop=True)
@@ -84,13 +87,21 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
         mode="last",
     )
     print(f"Stage 0: {len(table)} external images of {len(names)} diagnoses, {steps} batches an epoch")
+    judge = tf.keras.Model(embedding.input, [embedding.output, network.model.output])
+    looked_at = table.sample(min(LOOKED_AT, len(table)), random_state=SEED).reset_index(drop=True)
     network.fit(
         lambda epoch: training_batches(table, recipe, SEED, start=epoch, share=share)[0],
         steps,
         stage.pretrain_epochs,
+        lambda: embedding_figures(
+            judge, image_batches(looked_at, recipe.data), looked_at, loss, stage, recipe.data.batch_size
+        ),
         resume=options["resume"],
         callbacks=(loss.schedule(stage.pretrain_epochs),),
+        watch=watch(loss, stage.loss, stage.pretrain_epochs),
     )
+    if network.collapsed:
+        raise UserError(f"pretraining failed, {network.diagnosis.message}; remove {network.file} first")
     weights = embedding.get_weights()  # of all workers
     if network.is_chief:
         partial = file.with_suffix(".partial")

@@ -165,7 +165,7 @@ def found_from(epoch, kind):
     def diagnose(epochs):
         return Diagnosis(kind, len(epochs), f"{kind} it is") if len(epochs) >= epoch else None
 
-    return Watch(diagnose, lambda record: True)
+    return Watch(diagnose, lambda epochs: True)
 
 
 def test_what_the_watch_finds_ends_it_and_is_said(tmp_path, capsys):
@@ -191,7 +191,7 @@ def watch_that_collapses(net, from_epoch, times):
             return Diagnosis("collapse", len(epochs), "collapse it is")
         return None
 
-    return Watch(diagnose, lambda record: not (record["val_loss"] > 9 and len(net.recoveries) < times))
+    return Watch(diagnose, lambda epochs: not (epochs[-1]["val_loss"] > 9 and len(net.recoveries) < times))
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -231,11 +231,42 @@ def test_a_network_that_was_never_healthy_starts_again_from_its_first_weights(tm
     begun = []
     watch = Watch(
         lambda epochs: Diagnosis("nan", len(epochs), "nan it is") if not net.recoveries else None,
-        lambda record: bool(net.recoveries),
+        lambda epochs: bool(net.recoveries),
     )
     remember = tf.keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: begun.append(net.model.get_weights()))
     fit(net, 1, lambda: {"val_loss": 1.0}, watch=watch, recover=True, callbacks=(remember,))
     assert_same(begun[1], first)
+
+
+@pytest.mark.parametrize("value", [10.0, float("nan")])
+def test_of_a_training_that_collapsed_the_last_healthy_epoch_is_kept(tmp_path, value):
+    net = network(tmp_path, mode="last")
+    watch = Watch(
+        lambda epochs: Diagnosis("collapse", 4, "collapse it is") if len(epochs) == 4 else None,
+        lambda epochs: epochs[-1]["val_loss"] < 9,
+    )
+    script = Script(net, [5, 4, value, value, 1])
+    fit(net, 5, script, watch=watch)
+    assert (net.epochs_done, net.best_epoch) == (4, 1)
+    assert_same(net.model.get_weights(), script.seen[1])
+
+
+def test_a_collapse_at_which_a_run_was_cut_off_is_taken_back_by_the_run_that_goes_on(tmp_path):
+    def train(net, cut, **options):
+        def validate():
+            epoch = net.epochs_done
+            if epoch == cut:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {"val_loss": 10.0 if epoch >= 2 and not net.recoveries else 5.0 - epoch}
+
+        fit(net, 5, validate, watch=watch_that_collapses(net, 2, 1), recover=True, **options)
+
+    with pytest.raises(Stopped):
+        train(network(tmp_path), cut=3)
+    net = network(tmp_path)
+    train(net, cut=None, resume=True)
+    assert net.history["val_loss"] == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert net.recoveries == ["collapse it is"]
 
 
 # --- Cut off and resumed ----------------------------------------------------------------------------------------------

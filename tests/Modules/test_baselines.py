@@ -1,4 +1,4 @@
-"""The plain classifiers: they find what is there, choose between groups, and start from the weights they are given."""
+"""The plain classifier: it finds what is there, and its penalty is chosen between groups."""
 
 import numpy as np
 import pandas as pd

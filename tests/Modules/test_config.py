@@ -82,6 +82,13 @@ def test_a_run_that_goes_on_may_change_its_length_alone():
         assert without_length(parsed(other, recipe=recipe)) != without_length(recipe)
 
 
+@pytest.mark.parametrize("scheduled", ["--schedule=cosine", "--final-margin=0.5", "--loss=semi-hard,batch-hard"])
+def test_a_run_whose_epochs_follow_a_schedule_keeps_its_length(scheduled):
+    recipe = parsed(scheduled, recipe=recipe_named("margin"))
+    assert without_length(parsed("--epochs=7", recipe=recipe)) != without_length(recipe)
+    assert without_length(parsed("--classifier-epochs=7", recipe=recipe)) == without_length(recipe)
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(UserError, match="'margni': did you mean margin"):
         recipe_named("margni")

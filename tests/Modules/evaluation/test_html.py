@@ -215,9 +215,11 @@ def test_later_evaluations_and_folds_are_shown(folder, facts):
     pooled = {name: evaluate(target, scores, resamples=20) for name, scores in (("probability", one), ("knn", other))}
     gain = {"roc_auc": {"estimate": 0.777, "ci95": [0.7, 0.8]}, "accuracy": {"estimate": -0.1, "ci95": None}}
     folds = {"images": 60, "test_full": pooled, "difference": {"test_full": {"knn": gain}}}
-    report.write_json(folder.parent / "cross_validation.json", folds)
     (folder / html.LATER / "external-damaged.json").write_text("{")
-    page, card = written(folder, facts | {"fold": 1})
+    report.write_json(folder.parent / "cross_validation.json", folds | {"models": [former["sha256"]]})
+    assert "+0.777" not in written(folder, facts)[0].text  # of other models
+    report.write_json(folder.parent / "cross_validation.json", folds | {"models": [former["sha256"], facts["sha256"]]})
+    page, card = written(folder, facts)
     for words in ("clinic", "no patients are known", "other.keras", "DeLong", "McNemar", "its neighbours", "+0.777"):
         assert words in page.text
     assert "clinic" in card

@@ -24,7 +24,8 @@ def vectors_and_table(n=22, dimension=4, seed=0):
     targets = np.sort(np.arange(n) % 2)
     vectors = rng.normal(size=(n, dimension)) + 0.8 * targets[:, None]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    table = pd.DataFrame({"target": targets, "group": [f"group {i // 3}" for i in range(n)]})
+    groups = [f"group {i // 3}" for i in range(n)]
+    table = pd.DataFrame({"target": targets, "group": groups, "patient_id": groups})
     return vectors.astype(np.float32), table
 
 
@@ -55,6 +56,14 @@ def test_val_loss_is_the_mean_over_shuffled_batches_of_nearly_equal_size(batch_s
         start += size
     assert total > 0
     assert figures_of(vectors, table, batch_size=batch_size)["val_loss"] == pytest.approx(total / 22, rel=1e-5)
+
+
+def test_a_positive_of_another_patient_is_asked_for_in_validation_too():
+    vectors, table = vectors_and_table(n=8)
+    one = table.assign(patient_id="the same")
+    config = Embedding(loss="semi-hard", margin=0.3, positives="other-patient")
+    assert figures_of(vectors, one)["val_loss"] > 0
+    assert figures_of(vectors, one, config)["val_loss"] == 0
 
 
 def test_no_batch_of_validation_holds_a_single_class():
@@ -114,17 +123,22 @@ STILL = {"val_mean_positive_distance": 0.2, "val_mean_negative_distance": 0.2, "
 )
 def test_the_watch_knows_which_losses_end_at_their_margin(name, value, kind):
     """Ten epochs with all images close together and the loss at one value."""
-    look = watch(make_loss(name, 0.3), name)
+    look = watch(make_loss(name, 0.3), name, 10)
     assert look.diagnose([{"loss": value, **STILL}] * 10).kind == kind
     assert look.diagnose([{"loss": value, **STILL}]) is None
 
 
-def test_the_watch_follows_a_margin_that_moves():
-    loss = make_loss("semi-hard", 0.3, final_margin=0.6)
-    look = watch(loss, "semi-hard")
-    loss.margin.assign(0.6)
-    assert look.diagnose([{"loss": 0.6, **STILL}] * 10).kind == "collapse"
-    assert look.diagnose([{"loss": 0.3, **STILL}] * 10).kind == "stuck"
+@pytest.mark.parametrize("done", [5, 12, 20])
+def test_the_watch_compares_each_epoch_with_its_own_margin(done):
+    loss = make_loss("semi-hard", 0.2, final_margin=0.4)
+    look = watch(loss, "semi-hard", 20)
+    at_margin = [{"loss": margin, **STILL} for margin in np.linspace(0.2, 0.4, 20)][:done]
+    assert look.diagnose(at_margin).kind == "collapse"
+    assert f"with margin {at_margin[-1]['loss']:g}" in look.diagnose(at_margin).message
+    assert not look.healthy(at_margin)
+    below = [record | {"loss": 0.8 * record["loss"]} for record in at_margin]
+    assert look.healthy(below)
+    assert look.diagnose(below) is None
 
 
 # --- The classifier ---------------------------------------------------------------------------------------------------

@@ -95,9 +95,9 @@ def contrastive_loop(labels, embeddings, margin=1.0):
 def supervised_contrastive_loop(labels, embeddings, temperature=0.1):
     s, terms = embeddings.astype(float) @ embeddings.T.astype(float) / temperature, []
     for a in range(len(labels)):
-        positives, _ = others(labels, a)
+        positives, negatives = others(labels, a)
         if positives:
-            total = sum(math.exp(s[a, k]) for k in range(len(labels)) if k != a)
+            total = sum(math.exp(s[a, k]) for k in positives + negatives)
             terms.append(-mean([math.log(math.exp(s[a, p]) / total) for p in positives]))
     return mean(terms)
 
@@ -375,6 +375,15 @@ def test_mining_schedule_moves_stage_and_margin_inside_the_compiled_step():
         for name, margin in zip(np.repeat(names, 2), np.linspace(0.2, 0.7, 6), strict=True)
     ]
     np.testing.assert_allclose(history.history["loss"], expected, atol=1e-6)
+
+
+def test_the_stages_that_are_not_on_do_nothing():
+    images = batch(16, 2)[1]
+    labels = np.arange(16)  # no positive pair, of which TensorFlow Addons makes NaN
+    loss, model = make_loss("triplet-margin,tfa-semi-hard", margin=0.2), small_model()
+    model.compile(tf.keras.optimizers.SGD(0.1), loss)
+    model.fit(images, labels, batch_size=16, epochs=1, verbose=0, callbacks=[loss.schedule(2)])
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
 def test_published_recipes_get_the_loss_of_tensorflow_addons():

@@ -13,6 +13,7 @@ from Modules.cli import UserError
 from Modules.config import recipe_named
 from Modules.data.images import encode_jpeg
 from Modules.evaluation.scoring import embed
+from Modules.metric_learning.collapse import Diagnosis, Watch
 from Modules.metric_learning.pretraining import pretrain
 from Modules.metric_learning.quality import embedding_quality
 
@@ -30,8 +31,8 @@ def external(tmp_path_factory):
         picture = (colour + rng.integers(-30, 30, (32, 32, 3))).clip(0, 255).astype(np.uint8)
         file = folder / f"{i}.jpg"
         file.write_bytes(encode_jpeg(picture))
-        rows.append({"file": str(file), "diagnosis": diagnosis, "target": 0, "patient_id": None, "sha256": str(i)})
-    return pd.DataFrame(rows)
+        rows.append({"file": str(file), "diagnosis": diagnosis, "patient_id": None, "sha256": str(i), "group": str(i)})
+    return pd.DataFrame(rows).assign(target=0)
 
 
 def recipe(**changes):
@@ -85,6 +86,14 @@ def test_a_pretraining_that_was_cut_off_is_not_begun_anew_unasked(external, tmp_
     (tmp_path / "state-pretraining-of-another-fold.npz").write_bytes(b"")
     with pytest.raises(UserError, match="holds a run that was cut off: --resume"):
         pretrain(network(recipe()), external, recipe(), tmp_path, OPTIONS)
+
+
+def test_a_pretraining_that_collapses_is_not_kept(external, tmp_path, monkeypatch):
+    fallen = Watch(lambda epochs: Diagnosis("collapse", 1, "it has collapsed"), lambda epochs: False)
+    monkeypatch.setattr("Modules.metric_learning.pretraining.watch", lambda *_: fallen)
+    with pytest.raises(UserError, match=r"pretraining failed, it has collapsed; remove .*state-pretraining"):
+        pretrain(network(recipe()), external, recipe(), tmp_path, OPTIONS)
+    assert not list(tmp_path.glob("pretrained-*"))
 
 
 def test_a_single_diagnosis_can_not_be_told_apart(external, tmp_path):
