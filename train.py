@@ -320,8 +320,7 @@ def train(
         print(report.summary(result["test"], f"On it, {cross_validation.SCORERS[name]}"))
     print(f"Wrote {folder}/best_epoch.keras and report.html in {stopwatch.total / 60:.1f} minutes.")
     print("Next: python predict.py")
-    summary = {view: results[view] for view in scoring.VIEWS} | {"diagnosis": facts["diagnosis"]}
-    tracking.finish(run, summary, pictures)
+    tracking.finish(run, {name: facts[name] for name in (*scoring.VIEWS, "diagnosis", "recoveries")}, pictures)
 
 
 def main() -> None:
