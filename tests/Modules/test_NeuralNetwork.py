@@ -61,6 +61,34 @@ def assert_same(one, other):
         np.testing.assert_array_equal(value, wanted)
 
 
+# --- The optimizer ----------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_warms_up_and_ends_at_0_along_a_cosine():
+    optimizer, weight = adam(0.1, schedule="cosine", steps=105)(0.5), tf.Variable(0.0)
+
+    def rate(step):
+        optimizer.build([weight])
+        optimizer.iterations.assign(step)
+        optimizer.apply_gradients([(tf.zeros(()), weight)])
+        return float(optimizer.learning_rate)
+
+    expected = {0: 0.0, 1: 0.01, 5: 0.05, 55: 0.025, 105: 0.0}
+    assert {step: rate(step) for step in expected} == pytest.approx(expected, abs=1e-7)
+
+
+def test_weights_decay_but_for_biases_and_batch_norm():
+    model = tf.keras.Sequential([tf.keras.layers.Dense(3), tf.keras.layers.BatchNormalization()])
+    model.build((None, 2))
+    model.set_weights([weight + 1 for weight in model.get_weights()])
+    before = {variable.name: variable.numpy() for variable in model.trainable_variables}
+    optimizer = adam(0.1, weight_decay=0.2)(1.0)
+    optimizer.apply_gradients((tf.zeros_like(variable), variable) for variable in model.trainable_variables)
+    for variable in model.trainable_variables:
+        kept = 1 - 0.1 * 0.2 if "kernel" in variable.name else 1
+        np.testing.assert_allclose(variable.numpy(), kept * before[variable.name], rtol=1e-6)
+
+
 # --- Learning and the best epoch --------------------------------------------------------------------------------------
 
 

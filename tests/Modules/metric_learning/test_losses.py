@@ -166,17 +166,29 @@ def test_a_positive_of_another_patient_equals_the_loop_that_skips_the_others(nam
         assert LOSSES[name](everyone, embeddings).numpy() == 0
 
 
-def test_arcface_equals_the_loop():
-    labels, cosines = batch(size=12, classes=3, dimension=3)
-    cosines[0] = [-0.95, 0.2, 0.2]
-    labels[0] = 0  # angle + margin beyond π
+def arcface_loop(labels, cosines, margin=0.5, scale=64.0):
     terms = []
     for own, row in zip(labels, cosines.astype(float), strict=True):
-        logits = 64 * row
-        beyond = math.acos(row[own]) + 0.5 > math.pi
-        logits[own] = 64 * (row[own] - 0.5 * math.sin(0.5) if beyond else math.cos(math.acos(row[own]) + 0.5))
+        logits = scale * row
+        beyond = math.acos(row[own]) + margin > math.pi
+        logits[own] = scale * (
+            row[own] - margin * math.sin(margin) if beyond else math.cos(math.acos(row[own]) + margin)
+        )
         terms.append(math.log(sum(np.exp(logits - logits[own]))))
-    assert losses.arcface(labels, cosines).numpy() == pytest.approx(mean(terms), rel=1e-5)
+    return mean(terms)
+
+
+def cosines_to_centres():
+    """Of 12 images to 3 centres; the first one's angle and margin are beyond π."""
+    labels, cosines = batch(size=12, classes=3, dimension=3)
+    cosines[0] = [-0.95, 0.2, 0.2]
+    labels[0] = 0
+    return labels, cosines
+
+
+def test_arcface_equals_the_loop():
+    labels, cosines = cosines_to_centres()
+    assert losses.arcface(labels, cosines).numpy() == pytest.approx(arcface_loop(labels, cosines), rel=1e-5)
 
 
 # --- Gradients --------------------------------------------------------------------------------------------------------
@@ -192,6 +204,17 @@ def test_gradient_equals_finite_differences_of_the_loop(name):
         nudge[i, j] = step
         slope = LOOPS[name](labels, embeddings + nudge) - LOOPS[name](labels, embeddings - nudge)
         assert gradient[i, j] == pytest.approx(slope / (2 * step), abs=1e-4)
+
+
+def test_arcface_gradient_equals_finite_differences_of_the_loop():
+    labels, cosines = cosines_to_centres()
+    _, gradient = value_and_gradient(losses.arcface, labels, cosines)
+    cosines, step = cosines.astype(float), 1e-6
+    for i, j in np.ndindex(cosines.shape):
+        nudge = np.zeros_like(cosines)
+        nudge[i, j] = step
+        slope = arcface_loop(labels, cosines + nudge) - arcface_loop(labels, cosines - nudge)
+        assert gradient[i, j] == pytest.approx(slope / (2 * step), rel=1e-3, abs=1e-3)
 
 
 def test_arcface_gradient_is_finite_at_a_centre_and_opposite_to_it():
