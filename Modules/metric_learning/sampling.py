@@ -46,12 +46,7 @@ def oversampled(targets: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def class_batches(
-    targets: np.ndarray,
-    patients: np.ndarray | None,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    classes_per_batch: int | None = None,
+    targets: np.ndarray, patients: np.ndarray | None, batch_size: int, seed: int, epoch: int
 ) -> np.ndarray:
     """Batches of P classes by K images from as many patients as possible: int64 [steps, batch_size], all of them full.
 
@@ -59,8 +54,8 @@ def class_batches(
     positives) and "In defense of the triplet loss" (Hermans et al. 2017, §2: P identities by K images).
 
     targets: [N] classes. patients: [N] names, None or missing where unknown (such an image is a patient of its own).
-    classes_per_batch: P; None: every class, as long as that leaves two images of each. K = batch_size / P; where that
-    leaves a rest, the classes drawn least so far get one image more.
+    P is the number of classes, as long as that leaves two images of each. K = batch_size / P; where that leaves a rest,
+    the classes drawn least so far get one image more.
 
     The epoch ends when every image has been seen; every epoch has the same number of steps. Inside a class all images
     are seen once before any is seen again, so their counts differ by one at most; a class of fewer than K images
@@ -68,16 +63,11 @@ def class_batches(
     small class ends inside the batch, a few may come twice). Two classes may share a patient: such negatives cannot be
     told apart by who the patient is.
 
-    Raises UserError if there is no image or `classes_per_batch` does not fit.
+    Raises UserError if there is no image.
     """
     rng = np.random.default_rng((seed, epoch))
     members = _members(targets)
-    per_batch = classes_per_batch or min(len(members), max(1, batch_size // 2))
-    if not 1 <= per_batch <= min(len(members), batch_size):
-        raise UserError(
-            f"a batch of {batch_size} cannot hold {per_batch} of {len(members)} classes: "
-            f"choose from 1 to {min(len(members), batch_size)} classes per batch"
-        )
+    per_batch = min(len(members), max(1, batch_size // 2))
     patients = group_codes([None] * len(targets) if patients is None else patients)
 
     sizes = _class_sizes(np.array([len(m) for m in members]), batch_size, per_batch, rng)  # [steps, classes]
