@@ -38,6 +38,7 @@ from Modules.evaluation import assessment, calibration, cross_validation, eviden
 from Modules.evaluation.metrics import PREVALENCE
 from Modules.evaluation.validation import classifier_figures, embedding_figures, watch
 from Modules.folds import identify, is_done, train_folds
+from Modules.inference import optimised
 from Modules.metric_learning.losses import make_loss, with_head
 from Modules.metric_learning.pretraining import pretrain
 from Modules.metric_learning.sampling import oversampled
@@ -201,12 +202,13 @@ def train(
         if stage.beside_original:
             frozen = modules.beside(frozen, backbone, stage.averaged_views == 1)
         frozen = modules.averaged(frozen, stage.averaged_views)
+        ready = optimised(frozen)
         seen = learned.iloc[oversampled(learned["target"].to_numpy(), seed, 0)] if full else learned
         inputs = view_batches(seen, recipe.data, recipe.classifier.views, seed)
         views = recipe.classifier.views or 1
-        vectors = scoring.embed(frozen, inputs, views * len(seen), "views")[0]
+        vectors = scoring.embed(ready, inputs, views * len(seen), "views")[0]
         targets = np.tile(seen["target"].to_numpy(np.float32), views)
-        held_out = scoring.embed(frozen, image_batches(validation, recipe.data), len(validation), "validation")[0]
+        held_out = scoring.embed(ready, image_batches(validation, recipe.data), len(validation), "validation")[0]
 
         _, steps = vector_batches(vectors, targets, recipe.classifier.batch_size, seed, views=views)
         classifier = networks["classifier" + again] = NeuralNetwork(

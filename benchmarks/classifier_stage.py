@@ -44,6 +44,7 @@ def main() -> None:
     from Modules.config import recipe_named, with_options
     from Modules.evaluation import scoring
     from Modules.evaluation.metrics import evaluate
+    from Modules.inference import optimised
     from Modules.NeuralNetwork import NeuralNetwork, adam
 
     changes = {"backbone": "mobilenet", "image_size": str(SIZE), "dense_units": "", "embedding_size": "0"}
@@ -71,8 +72,9 @@ def main() -> None:
         for views in VIEWS:
             head, start = classifier(), time.perf_counter()
             batches = view_batches(training, recipe.data, views, 0)
-            vectors = scoring.embed(frozen, batches, views * len(training), "views")[0]
-            held = scoring.embed(frozen, image_batches(validation, recipe.data), len(validation), "validation")[0]
+            ready = optimised(frozen)
+            vectors = scoring.embed(ready, batches, views * len(training), "views")[0]
+            held = scoring.embed(ready, image_batches(validation, recipe.data), len(validation), "validation")[0]
             targets = np.tile(training["target"].to_numpy(np.float32), views)
             loss = tf.keras.losses.BinaryCrossentropy()
             network = NeuralNetwork(head, "classifier", Path(folder), loss, adam(settings.learning_rate), "loss")

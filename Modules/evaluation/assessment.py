@@ -27,6 +27,7 @@ from Modules.evaluation.external import picture_statistics
 from Modules.evaluation.intervals import patient_codes
 from Modules.evaluation.shortcuts import shortcuts
 from Modules.evaluation.subgroups import described, subgroups, worst_errors
+from Modules.inference import optimised
 
 
 def decide(validation: pd.DataFrame, logits: np.ndarray, rule: str, prevalence: float) -> tuple[dict, float]:
@@ -67,7 +68,7 @@ def assess(
     facts: `config`, `threshold` and `calibration` of the run. The results: `prevalence`, `test` and `test_full`,
     `calibration` with its effect on test, `subgroups`, `decision_curves`, `errors` and `shortcuts`.
     """
-    config, threshold = Data(**facts["config"]["data"]), facts["threshold"]
+    config, threshold, model = Data(**facts["config"]["data"]), facts["threshold"], optimised(model)
     probability, embeddings = score_table(model, table, config)
     results = scoring.evaluate_split(table, probability, embeddings, gallery, threshold, prevalence)
     score = scoring.compiled(model)

@@ -135,7 +135,7 @@ def write_gallery(
 
     training, validation: each table with its pictures in order, as they are.
     """
-    ours = with_evidence(model)
+    ours = with_evidence(optimised(model))
     _, embeddings, textures = scoring.embed(ours, training[1], len(training[0]), "gallery")
     # Validation sets the limit, so it may not shape what is measured, even where it was learned from.
     fitted = familiarity.fit(textures[(training[0]["split"] != "validation").to_numpy()])
