@@ -280,7 +280,7 @@ def test_a_disk_that_is_full_at_any_moment_costs_nothing_but_time(balanced, tmp_
     assert not list((tmp_path / "run").glob("state-*"))
 
 
-def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path, monkeypatch, capsys):
+def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path):
     source = write_dataset(tmp_path / "source", images=200, size=32)
     external = write_dataset(tmp_path / "external", images=40, size=32, seed=9)
     table = pd.read_csv(external / "train-metadata.csv").drop(columns=["patient_id", "lesion_id"])
@@ -311,11 +311,16 @@ def test_all_folds_share_a_pretraining_are_pooled_and_not_trained_twice(tmp_path
     assert "fold-1 is done." in said
     assert (tmp_path / "ck" / "fold-1" / "best_epoch.keras").stat().st_mtime_ns == before
 
-    wrong = {"monkeypatch": monkeypatch, "capsys": capsys}
-    longer = [*options, "--resume", "--classifier-epochs", "2"]
-    assert "fold-0 is of another run" in fails("train", *longer, **wrong)
+    def refused(*more) -> str:
+        command = [sys.executable, str(ROOT / "train.py"), *map(str, options), *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+    assert "fold-0 is of another run" in refused("--resume", "--classifier-epochs", "2")
     (tmp_path / "ck" / "fold-1" / "state-embedding.npz").write_bytes(b"")
-    assert "fold-1 holds a run that was cut off" in fails("train", *options, **wrong)
+    assert "fold-1 holds a run that was cut off" in refused()
     assert (tmp_path / "ck" / "fold-0" / "best_epoch.keras").exists()
 
 
