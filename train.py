@@ -311,7 +311,7 @@ def train(
     pictures = [
         report.write_inputs(folder, sample, next(iter(view_batches(sample, recipe.data, 1, seed)))[0].numpy()),
         *report.write_curves(folder, {name: (net.history, net.best_epoch) for name, net in shown.items()}),
-        *report.write_test_figures(folder, test, probability, embeddings, results, stage.margin),
+        *report.write_test_figures(folder, test, probability, embeddings, results, stage.final_margin or stage.margin),
     ]
     html.write_report(folder, facts, options.report_images == "yes")
     tracking.write_projector(folder / "tensorboard", embeddings, [LABELS[target] for target in test["target"]])

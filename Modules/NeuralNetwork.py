@@ -81,8 +81,8 @@ class NeuralNetwork:
         metrics: Callable[[], list[tf.keras.metrics.Metric]] = list,
         identity: dict | None = None,
     ):
-        """`mode` says which epoch's weights are kept: the `min` or `max` of `monitor`, or the `last` (where training
-        collapsed, the last healthy one)."""
+        """`mode` says which epoch's weights are kept: the `min` or `max` of `monitor`, or the `last`; of those that the
+        watch calls healthy, if there are any."""
         self.model, self.name, self.monitor, self.mode = model, name, monitor, mode
         self.file = Path(folder) / f"state-{name}.npz"
         self.identity = json.loads(json.dumps(identity or {}))  # as it will be read back
@@ -164,8 +164,6 @@ class NeuralNetwork:
                     verbose=0,
                     callbacks=[_Epochs(self, epochs, steps, validate, patience, watch, signals), *callbacks],
                 )
-        if self.mode == "last" and self.collapsed and self.healthy_epochs:
-            self.best_epoch, self.weights["best"] = self.healthy_epochs - 1, self.weights["healthy"]
         if not math.isfinite(self.history[self.monitor][self.best_epoch]):
             raise UserError(
                 f"{self.name}: no epoch had a finite {self.monitor}; lower the learning rate or enlarge the batch"
@@ -180,6 +178,7 @@ class NeuralNetwork:
         self.history = {name: values[: self.healthy_epochs] for name, values in self.history.items()}
         if self.best_epoch >= self.healthy_epochs:
             self.best_epoch, self.weights["best"] = max(self.healthy_epochs - 1, 0), self.weights["healthy"]
+        self.step, self.sums = 0, []
         self._compile()
         self.model.optimizer.iterations.assign(self.healthy_epochs * steps)
         self.model.set_weights(self.weights["healthy"])
@@ -203,15 +202,18 @@ class NeuralNetwork:
         for key, value in logs.items():
             self.history.setdefault(key, []).append(float(value))
         self.step = 0
-        latest, values, present = self.epochs_done - 1, self.history[self.monitor], self.model.get_weights()
-        if self.mode == "last" or latest == 0 or self._better(values[latest], values[self.best_epoch]):
+        epochs, latest, present = self.epochs(), self.epochs_done - 1, self.model.get_weights()
+        healthy, best_is = (watch.healthy(epochs[: epoch + 1]) for epoch in (latest, self.best_epoch))
+        better = self.mode == "last" or latest == 0 or self._better(epochs[latest], epochs[self.best_epoch])
+        if healthy > best_is or (healthy == best_is and better):
             self.best_epoch, self.weights["best"] = latest, present
-        self.diagnosis = watch.diagnose(self.epochs())
-        if watch.healthy(self.epochs()):
+        self.diagnosis = watch.diagnose(epochs)
+        if healthy:
             self.healthy_epochs, self.weights["healthy"] = latest + 1, present
         self.save(present)
 
-    def _better(self, value: float, best: float) -> bool:
+    def _better(self, epoch: dict[str, float], than: dict[str, float]) -> bool:
+        value, best = epoch[self.monitor], than[self.monitor]
         sign = 1 if self.mode == "min" else -1
         return math.isfinite(value) and not (math.isfinite(best) and sign * value >= sign * best)
 

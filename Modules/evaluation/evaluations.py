@@ -19,6 +19,7 @@ from Modules.evaluation.evidence import Loaded
 from Modules.evaluation.intervals import patient_codes
 from Modules.evaluation.metrics import evaluate
 from Modules.evaluation.subgroups import described, subgroups
+from Modules.inference import optimised
 
 
 def run(options: argparse.Namespace, loaded: Loaded, other: Loaded | None) -> None:
@@ -61,7 +62,8 @@ def own_test(options, loaded: Loaded, folder: Path, other: Loaded | None) -> tup
         print(report.class_report(results[view]))
     print(report.calibration_summary(results["calibration"]))
     print(report.shortcut_summary(results["shortcuts"]))
-    margin = facts["config"]["embedding"]["margin"]
+    stage = facts["config"]["embedding"]
+    margin = stage["final_margin"] or stage["margin"]
     report.write_test_figures(options.checkpoint.parent, test, probability, embeddings, results, margin)
     return test, probability
 
@@ -91,7 +93,7 @@ def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) ->
             size = one[0].input_shape[1]
             table = external.without_known(table, _known(one, notes), one[2], size, notes)
     pictures = image_batches(table, Data(**facts["config"]["data"]))
-    scores, _, textures = scoring.embed(evidence.with_evidence(model), pictures, len(table), "external")
+    scores, _, textures = scoring.embed(evidence.with_evidence(optimised(model)), pictures, len(table), "external")
     probability = scores[:, 0]
     familiar = familiarity.distance(textures, gallery) <= facts["in_distribution"]["limit"]
     prevalence = facts["prevalence"] if options.prevalence is None else options.prevalence
@@ -112,7 +114,7 @@ def external_set(options, loaded: Loaded, folder: Path, other: Loaded | None) ->
 def against(options, loaded: Loaded, other: Loaded, table: pd.DataFrame, probability: np.ndarray, images: str) -> None:
     """Compare with `other` on the images of `table`: its 50/50 set, if it has one, and all of it."""
     model, facts, _ = other
-    theirs, _ = assessment.score_table(model, table, Data(**facts["config"]["data"]))
+    theirs, _ = assessment.score_table(optimised(model), table, Data(**facts["config"]["data"]))
     thresholds = loaded[1]["threshold"], facts["threshold"]
     prevalence = loaded[1]["prevalence"] if options.prevalence is None else options.prevalence
     views = scoring.both_views(table)

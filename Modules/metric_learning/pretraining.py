@@ -35,7 +35,7 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
 
     Raises:
         UserError: fewer than two diagnoses; another process is at it, or one was cut off and `resume` is not asked for;
-            the embedding collapsed.
+            the collapse watch ended it.
     """
     diagnosis = external["diagnosis"].str.lower()
     known = external[diagnosis.notna()].reset_index(drop=True)
@@ -100,8 +100,9 @@ def pretrain(embedding: tf.keras.Model, external: pd.DataFrame, recipe: Recipe, 
         callbacks=(loss.schedule(stage.pretrain_epochs),),
         watch=watch(loss, stage.loss, stage.pretrain_epochs),
     )
-    if network.collapsed:
-        raise UserError(f"pretraining failed, {network.diagnosis.message}; remove {network.file} first")
+    if network.finished(0):
+        network.forget()
+        raise UserError(f"pretraining failed: {network.diagnosis.message}")
     weights = embedding.get_weights()  # of all workers
     if network.is_chief:
         partial = file.with_suffix(".partial")

@@ -266,12 +266,12 @@ def test_a_network_that_was_never_healthy_starts_again_from_its_first_weights(tm
     assert_same(begun[1], first)
 
 
-@pytest.mark.parametrize("value", [10.0, float("nan")])
-def test_of_a_training_that_collapsed_the_last_healthy_epoch_is_kept(tmp_path, value):
-    net = network(tmp_path, mode="last")
+@pytest.mark.parametrize(("mode", "value"), [("last", 10.0), ("last", float("nan")), ("min", 1.0)])
+def test_of_a_training_that_collapsed_a_healthy_epoch_is_kept(tmp_path, mode, value):
+    net = network(tmp_path, mode=mode)
     watch = Watch(
         lambda epochs: Diagnosis("collapse", 4, "collapse it is") if len(epochs) == 4 else None,
-        lambda epochs: epochs[-1]["val_loss"] < 9,
+        lambda epochs: len(epochs) <= 2,
     )
     script = Script(net, [5, 4, value, value, 1])
     fit(net, 5, script, watch=watch)
@@ -295,6 +295,14 @@ def test_a_collapse_at_which_a_run_was_cut_off_is_taken_back_by_the_run_that_goe
     train(net, cut=None, resume=True)
     assert net.history["val_loss"] == [5.0, 4.0, 3.0, 2.0, 1.0]
     assert net.recoveries == ["collapse it is"]
+
+
+def test_the_first_healthy_epoch_takes_the_place_of_better_ones_before_it(tmp_path):
+    net = network(tmp_path)
+    script = Script(net, [1, 2, 5, 6])
+    fit(net, 4, script, watch=Watch(lambda epochs: None, lambda epochs: len(epochs) >= 3))
+    assert net.best_epoch == 2
+    assert_same(net.model.get_weights(), script.seen[2])
 
 
 # --- Cut off and resumed ----------------------------------------------------------------------------------------------
