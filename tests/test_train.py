@@ -339,7 +339,7 @@ import train
 from Modules import cli
 from Modules.metric_learning.collapse import Diagnosis, Watch, no_watch
 
-fallen = Watch(lambda epochs: Diagnosis("collapse", 1, "it has collapsed"), lambda epoch: False)
+fallen = Watch(lambda epochs: Diagnosis("collapse", 1, "it has collapsed"), lambda epochs: False)
 watches = iter([no_watch, fallen])
 train.watch = lambda *_: next(watches)
 cli.run(train.main)
