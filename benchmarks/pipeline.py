@@ -4,7 +4,7 @@
 
 JPEGs of 256 x 256; flips, rotation, brightness and noise as in the recipe `lightweight`; batches of 32, all cores. Bare
 decoding is OpenCV's in a thread a core, without batching. Keras's layers work on decoded batches of tf.data,
-torchvision in a DataLoader with a worker a core. All but torchvision keep freed memory, as train.py does. Two minutes
+torchvision in a DataLoader with a worker a core. All but torchvision keep freed memory, as train.py does. Four minutes
 on 2 cores.
 """
 
@@ -126,7 +126,7 @@ def main() -> None:
     runtime.keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         paths = common.files(folder, COUNT)
-        speeds = common.best({"bare decoding": lambda: bare(paths), **ours(paths), "Keras layers": keras(paths)})
+        speeds = common.best({"bare decoding": lambda: bare(paths), **ours(paths), "Keras layers": keras(paths)}, 5)
         if options.peer_python:
             speeds["torchvision"] = common.child(options.peer_python, "torchvision", folder)["speed"]
     for name, speed in speeds.items():

@@ -7,11 +7,11 @@ touches it. The format is judged by content, never by the file's name.
 import hashlib
 import io
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -136,11 +136,15 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     try:
         if (part := read_part(os.fspath(path))) is not None:
             return part
-        if not os.path.isfile(path):  # a pipe or device would wait for ever
-            raise ImageError("there is no such file" if not os.path.exists(path) else "not a file")
-        if (size := os.path.getsize(path)) > BYTE_LIMIT:
-            raise ImageError(f"{size:,} bytes (at most {BYTE_LIMIT:,})")
-        return Path(path).read_bytes()
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # a pipe or device would wait for ever
+            raise ImageError("not a file")
+        if found.st_size > BYTE_LIMIT:
+            raise ImageError(f"{found.st_size:,} bytes (at most {BYTE_LIMIT:,})")
+        with open(path, "rb", buffering=0) as stream:
+            return stream.readall()
+    except (FileNotFoundError, ValueError):  # ValueError: no file can have that name
+        raise ImageError("there is no such file") from None
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from None
     except EOFError as error:
@@ -189,7 +193,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
                 return None
             size = width, height
         elif marker == 0xDA:
-            if data.find(b"\xff\xd9", position) < 0:
+            if data.rfind(b"\xff\xd9", position) < 0:
                 raise ImageError("truncated JPEG")
             return size
         position += 2 + length
