@@ -299,6 +299,7 @@ class _Epochs(tf.keras.callbacks.Callback):
         signals: list[int],
     ):
         super().__init__()
+        self._supports_tf_logs = True  # else Keras waits for each batch's figures, and a GPU then for the next batch
         self.watch, self.signals = watch, signals
         self.network, self.epochs, self.steps = network, epochs, steps
         self.validate, self.patience = validate, patience
@@ -314,8 +315,8 @@ class _Epochs(tf.keras.callbacks.Callback):
             for variable, value in zip(self.network.metric_variables(), self.former, strict=True):
                 variable.assign(variable.numpy() + value)  # what replicas sum up knows no assign_add
         self.network.step += 1
-        self.bar.update()
-        self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+        if self.bar.update():  # it was drawn, which is often enough to look at the loss
+            self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
         if self.network.step == self.steps:
             return
         due = bool(self.signals) or time.monotonic() - self.network.saved > SAVE_EVERY

@@ -31,6 +31,7 @@ def embed(model: tf.keras.Model, batches: tf.data.Dataset, n: int, title: str) -
 class _Progress(tf.keras.callbacks.Callback):
     def __init__(self, bar: tqdm):
         super().__init__()
+        self._supports_tf_logs = True  # else Keras waits for each batch
         self.bar = bar
 
     def on_predict_batch_end(self, batch, logs=None):

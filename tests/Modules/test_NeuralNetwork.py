@@ -11,7 +11,7 @@ import tensorflow as tf
 import modules
 from dataset import vector_batches
 from Modules import NeuralNetwork as NeuralNetwork_module
-from Modules import runtime, state
+from Modules import runtime, state, tracking
 from Modules.cli import Stopped, UserError
 from Modules.config import Classifier
 from Modules.metric_learning.collapse import Diagnosis, Watch
@@ -187,6 +187,20 @@ def test_callbacks_see_what_validation_says(tmp_path):
 
 
 # --- The watch --------------------------------------------------------------------------------------------------------
+
+
+def test_no_batch_waits_for_the_figures_of_the_one_before(tmp_path):
+    class Probe(tf.keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self._supports_tf_logs, self.fetched = True, []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.fetched.append(not tf.is_tensor(logs["loss"]))
+
+    probe, (_, board) = Probe(), tracking.callbacks(None, "stage", tmp_path, False)
+    fit(network(tmp_path), 1, lambda: {"val_loss": 0.0}, callbacks=(probe, board))
+    assert probe.fetched == [False] * (len(VECTORS) // BATCH)
 
 
 def found_from(epoch, kind):
