@@ -7,7 +7,7 @@ import pandas as pd
 
 from Modules.cli import UserError
 from Modules.evaluation.gallery import nearest_known
-from Modules.evaluation.intervals import bootstrap, interval, patient_codes
+from Modules.evaluation.intervals import Statistic, bootstrap, interval, patient_codes
 from Modules.evaluation.metrics import evaluate, weighted_metrics
 from Modules.evaluation.scoring import units
 from Modules.metric_learning.quality import K, vote_weights
@@ -20,6 +20,7 @@ SCORERS = {
     "finetune": "the same backbone by cross-entropy",
 }
 COMPARED = ("roc_auc", "accuracy")
+HEADING = f"  {'':<38}{'ROC AUC':>20}{'accuracy':>20}"
 
 
 def score_table(test: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -34,10 +35,8 @@ def knn_share(embeddings: np.ndarray, gallery: dict) -> np.ndarray:
     return np.average(gallery["targets"][positions], axis=1, weights=vote_weights(2 - 2 * cosines))
 
 
-def pool(folders: list[Path], prevalence: float) -> dict:
-    """`test` (the folds' 50/50 sets) and `test_full` (every image) of each scorer on the folds' scores together.
-
-    `ppv` and `npv` are those at `prevalence`. Also `difference`: see `differences`.
+def read_scores(folders: list[Path]) -> pd.DataFrame:
+    """The score tables of all folds as one.
 
     Raises:
         UserError: a fold's scores are missing.
@@ -48,11 +47,22 @@ def pool(folders: list[Path], prevalence: float) -> dict:
             tables.append(pd.read_csv(folder / SCORES))
         except (OSError, ValueError) as error:
             raise UserError(f"no scores of a fold in {folder / SCORES} ({error}): train it with --fold") from None
-    table = pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
+
+
+def pool(folders: list[Path], prevalence: float) -> dict:
+    """`test` (the folds' 50/50 sets) and `test_full` (every image) of each scorer on the folds' scores together.
+
+    `ppv` and `npv` are those at `prevalence`. Also `difference`: see `differences`.
+
+    Raises:
+        UserError: a fold's scores are missing.
+    """
+    table = read_scores(folders)
     scorers = [name for name in SCORERS if name in table]
 
     def evaluated(rows: pd.DataFrame, name: str) -> dict:
-        return evaluate(rows["target"].to_numpy(), _at_half(rows, name), 0.5, units(rows), prevalence)
+        return evaluate(rows["target"].to_numpy(), at_half(rows, name), 0.5, units(rows), prevalence)
 
     return {
         "images": len(table),
@@ -74,7 +84,7 @@ def _views(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"test": table[table["balanced"]], "test_full": table}
 
 
-def _at_half(rows: pd.DataFrame, name: str) -> np.ndarray:
+def at_half(rows: pd.DataFrame, name: str) -> np.ndarray:
     """Scores [N]; the classifier's are moved, in odds, so that each fold's threshold comes to lie at one half."""
     score = rows[name].to_numpy(float)
     if name != "probability":
@@ -86,11 +96,22 @@ def _at_half(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 def _difference(rows: pd.DataFrame, other: str) -> dict:
     target = rows["target"].to_numpy()
-    ours, theirs = (weighted_metrics(target, _at_half(rows, name)) for name in ("probability", other))
+    ours, theirs = (weighted_metrics(target, at_half(rows, name)) for name in ("probability", other))
+    return difference(ours, theirs, rows)
+
+
+def difference(ours: Statistic, theirs: Statistic, rows: pd.DataFrame) -> dict[str, dict]:
+    """Of each metric in COMPARED of two statistics on `rows`: `estimate` and `ci95`; both None where undefined."""
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         one, two = ours(weights), theirs(weights)
         return {name: one[name] - two[name] for name in COMPARED}
+
+    return estimated(statistic, rows)
+
+
+def estimated(statistic: Statistic, rows: pd.DataFrame) -> dict[str, dict]:
+    """`estimate` and `ci95`, by bootstrap over the patients of `rows`, of each metric in COMPARED."""
 
     def finite(value: np.float64) -> float | None:
         return float(value) if np.isfinite(value) else None
@@ -106,23 +127,23 @@ def _difference(rows: pd.DataFrame, other: str) -> dict:
 
 def summary(pooled: dict) -> str:
     """The pooled scores of every image and the differences, in 80 columns."""
-    lines = [
-        f"All folds together, {pooled['images']} images, each tested once",
-        f"  {'':<38}{'ROC AUC':>20}{'accuracy':>20}",
-    ]
+    lines = [f"All folds together, {pooled['images']} images, each tested once", HEADING]
     for name, result in pooled["test_full"].items():
-        cells = (_with_interval(result[metric], result[f"{metric}_ci95"]) for metric in COMPARED)
+        cells = (with_interval(result[metric], result[f"{metric}_ci95"]) for metric in COMPARED)
         lines.append(f"  {SCORERS[name]:<38}" + "".join(f"{cell:>20}" for cell in cells))
-    for name, result in pooled["difference"]["test_full"].items():
-        gain = result["roc_auc"]
-        verdict = "beats" if gain["estimate"] > 0 else "loses to"
-        between = f" [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}]" if gain["ci95"] else ""
-        lines.append(f"The classifier {verdict} {SCORERS[name]}")
-        lines.append(f"  by {gain['estimate']:+.3f}{between} in ROC AUC")
+    lines += [verdict(name, result) for name, result in pooled["difference"]["test_full"].items()]
     return "\n".join(lines)
 
 
-def _with_interval(value: float | None, bounds: list[float] | None) -> str:
+def verdict(name: str, gain: dict[str, dict]) -> str:
+    """By how much the classifier beats the scorer `name` in ROC AUC, in two lines."""
+    estimate, bounds = gain["roc_auc"]["estimate"], gain["roc_auc"]["ci95"]
+    between = f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else ""
+    beats = "beats" if estimate > 0 else "loses to"
+    return f"The classifier {beats} {SCORERS[name]}\n  by {estimate:+.3f}{between} in ROC AUC"
+
+
+def with_interval(value: float | None, bounds: list[float] | None) -> str:
     if value is None:
         return "undefined"
     return f"{value:.3f}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")
