@@ -20,7 +20,6 @@ SCORERS = {
     "finetune": "the same backbone by cross-entropy",
 }
 COMPARED = ("roc_auc", "accuracy")
-HEADING = f"  {'':<38}{'ROC AUC':>20}{'accuracy':>20}"
 
 
 def score_table(test: pd.DataFrame, scores: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -44,7 +43,7 @@ def read_scores(folders: list[Path]) -> pd.DataFrame:
     tables = []
     for folder in folders:
         try:
-            tables.append(pd.read_csv(folder / SCORES))
+            tables.append(pd.read_csv(folder / SCORES, dtype=dict.fromkeys(("isic_id", "patient_id", "group"), str)))
         except (OSError, ValueError) as error:
             raise UserError(f"no scores of a fold in {folder / SCORES} ({error}): train it with --fold") from None
     return pd.concat(tables, ignore_index=True)
@@ -97,11 +96,11 @@ def at_half(rows: pd.DataFrame, name: str) -> np.ndarray:
 def _difference(rows: pd.DataFrame, other: str) -> dict:
     target = rows["target"].to_numpy()
     ours, theirs = (weighted_metrics(target, at_half(rows, name)) for name in ("probability", other))
-    return difference(ours, theirs, rows)
+    return paired(ours, theirs, rows)
 
 
-def difference(ours: Statistic, theirs: Statistic, rows: pd.DataFrame) -> dict[str, dict]:
-    """Of each metric in COMPARED of two statistics on `rows`: `estimate` and `ci95`; both None where undefined."""
+def paired(ours: Statistic, theirs: Statistic, rows: pd.DataFrame) -> dict[str, dict]:
+    """By how much one statistic of the N `rows`, weights [R, N] -> {metric: [R]}, exceeds another: see `estimated`."""
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         one, two = ours(weights), theirs(weights)
@@ -111,7 +110,10 @@ def difference(ours: Statistic, theirs: Statistic, rows: pd.DataFrame) -> dict[s
 
 
 def estimated(statistic: Statistic, rows: pd.DataFrame) -> dict[str, dict]:
-    """`estimate` and `ci95`, by bootstrap over the patients of `rows`, of each metric in COMPARED."""
+    """`estimate` and `ci95`, by bootstrap over the patients of the N `rows`, of each metric in COMPARED.
+
+    statistic: weights float64 [R, N] -> {metric: float64 [R]}. Both are None where undefined.
+    """
 
     def finite(value: np.float64) -> float | None:
         return float(value) if np.isfinite(value) else None
@@ -127,23 +129,34 @@ def estimated(statistic: Statistic, rows: pd.DataFrame) -> dict[str, dict]:
 
 def summary(pooled: dict) -> str:
     """The pooled scores of every image and the differences, in 80 columns."""
-    lines = [f"All folds together, {pooled['images']} images, each tested once", HEADING]
+    lines = [f"All folds together, {pooled['images']} images, each tested once", row("", ["ROC AUC", "accuracy"])]
     for name, result in pooled["test_full"].items():
-        cells = (with_interval(result[metric], result[f"{metric}_ci95"]) for metric in COMPARED)
-        lines.append(f"  {SCORERS[name]:<38}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(row(SCORERS[name], [_cell(result[metric], result[f"{metric}_ci95"]) for metric in COMPARED]))
     lines += [verdict(name, result) for name, result in pooled["difference"]["test_full"].items()]
     return "\n".join(lines)
 
 
+def row(title: str, cells: list[str]) -> str:
+    """A line of the table of scorers."""
+    return f"{title:<37}" + "".join(f"{cell:>21}" for cell in cells)
+
+
+def cells(figures: dict[str, dict]) -> list[str]:
+    """What `estimated` gives, as it is printed in a row."""
+    return [_cell(figures[metric]["estimate"], figures[metric]["ci95"]) for metric in COMPARED]
+
+
 def verdict(name: str, gain: dict[str, dict]) -> str:
-    """By how much the classifier beats the scorer `name` in ROC AUC, in two lines."""
-    estimate, bounds = gain["roc_auc"]["estimate"], gain["roc_auc"]["ci95"]
-    between = f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else ""
-    beats = "beats" if estimate > 0 else "loses to"
-    return f"The classifier {beats} {SCORERS[name]}\n  by {estimate:+.3f}{between} in ROC AUC"
+    """By how much the classifier beats the scorer `name`, in two lines; `gain` as `estimated` gives it."""
+    better = gain["roc_auc"]["estimate"] or 0
+    auc, accuracy = (_cell(gain[metric]["estimate"], gain[metric]["ci95"], "+") for metric in COMPARED)
+    return (
+        f"The classifier {'beats' if better > 0 else 'loses to'} {SCORERS[name]}\n"
+        f"  by {auc} in ROC AUC, {accuracy} in accuracy"
+    )
 
 
-def with_interval(value: float | None, bounds: list[float] | None) -> str:
+def _cell(value: float | None, bounds: list[float] | None, sign: str = "") -> str:
     if value is None:
         return "undefined"
-    return f"{value:.3f}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else "")
+    return f"{value:{sign}.3f}" + (f" [{bounds[0]:{sign}.3f}, {bounds[1]:{sign}.3f}]" if bounds else "")

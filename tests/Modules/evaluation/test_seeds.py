@@ -1,5 +1,7 @@
 """Several seeds of one cross-validation: means beside a plain loop, and runs that can't be compared."""
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -29,14 +31,16 @@ def write_run(folder, seed, scorers=("probability", "knn", "logistic"), first=0)
         (folder / f"fold-{fold}").mkdir(parents=True)
         table.sample(frac=1, random_state=seed).to_csv(folder / f"fold-{fold}" / "test_scores.csv", index=False)
         tables.append(table)
-    (folder / "cross_validation.json").write_text("{}")
+        (folder / f"fold-{fold}" / "best_epoch.json").write_text(json.dumps({"sha256": f"{seed}-{fold}"}))
+    pooled = {"images": FOLDS * N, "models": [f"{seed}-{fold}" for fold in range(FOLDS)]}
+    (folder / "cross_validation.json").write_text(json.dumps(pooled))
     return pd.concat(tables)
 
 
 def test_the_mean_is_that_of_each_runs_figures(tmp_path):
     homes = [tmp_path / str(seed) for seed in range(3)]
     tables = [write_run(home, seed) for seed, home in enumerate(homes)]
-    runs = seeds.read_runs(homes)
+    runs = list(seeds.read_runs(homes).values())
     for name in ("probability", "knn", "logistic"):
         found = seeds.mean(runs, name)(np.ones((1, FOLDS * N)))
         assert found["roc_auc"][0] == pytest.approx(np.mean([roc_auc_score(t["target"], t[name]) for t in tables]))
@@ -58,13 +62,57 @@ def test_the_summary_has_the_mean_each_run_and_the_paired_gain(tmp_path):
 def test_a_scorer_that_one_run_lacks_is_left_out(tmp_path):
     write_run(tmp_path / "0", 0)
     write_run(tmp_path / "1", 1, scorers=("probability", "knn"))
-    assert "logistic" not in seeds.summary(seeds.read_runs([tmp_path / "0", tmp_path / "1"]))
+    text = seeds.summary(seeds.read_runs([tmp_path / "0", tmp_path / "1"]))
+    assert text.splitlines()[-1] == "Left out, since not every run has it: frozen features + logistic regression"
+    assert text.count("frozen features") == 1
+
+
+def test_ids_may_be_numbers_in_one_fold_and_words_in_the_next(tmp_path):
+    write_run(tmp_path / "0", 0)
+    scores = tmp_path / "0" / "fold-1" / "test_scores.csv"
+    table = pd.read_csv(scores)
+    table.assign(isic_id=np.arange(len(table)), patient_id=7, group=7).to_csv(scores, index=False)
+    assert len(seeds.read_run(tmp_path / "0")) == FOLDS * N
+
+
+def leftover(home):
+    (home / "fold-3").mkdir()
+    for name in ("test_scores.csv", "best_epoch.json"):
+        (home / "fold-3" / name).write_bytes((home / "fold-0" / name).read_bytes())
+
+
+def trained_again(home):
+    (home / "fold-1" / "best_epoch.json").write_text(json.dumps({"sha256": "another"}))
+
+
+def without_folds(home):
+    for fold in home.glob("fold-*"):
+        shutil.rmtree(fold)
+
+
+@pytest.mark.parametrize("change", [leftover, trained_again, without_folds])
+def test_folds_that_are_not_those_pooled_are_refused(tmp_path, change):
+    write_run(tmp_path / "0", 0)
+    change(tmp_path / "0")
+    with pytest.raises(UserError, match="not those of its cross_validation"):
+        seeds.read_run(tmp_path / "0")
 
 
 def test_runs_on_other_images_are_refused(tmp_path):
     write_run(tmp_path / "0", 0)
     write_run(tmp_path / "1", 1, first=5)
-    with pytest.raises(UserError, match="other images"):
+    with pytest.raises(UserError, match="other images or folds"):
+        seeds.read_runs([tmp_path / "0", tmp_path / "1"])
+
+
+def test_runs_on_other_folds_are_refused(tmp_path):
+    write_run(tmp_path / "0", 0)
+    write_run(tmp_path / "1", 1)
+    one, two = (tmp_path / "1" / f"fold-{fold}" / "test_scores.csv" for fold in (0, 1))
+    former = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(former)
+    with pytest.raises(UserError, match="other images or folds"):
         seeds.read_runs([tmp_path / "0", tmp_path / "1"])
 
 
