@@ -207,7 +207,7 @@ def test_local_files_that_cannot_be_read_are_rows(pictures, tmp_path, monkeypatc
     def denied(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("Modules.data.images.os.path.getsize", denied)
+    monkeypatch.setattr("Modules.data.images.read_part", denied)
     do("hash", pictures, "--output", tmp_path / "out", monkeypatch=monkeypatch)
     assert [row["error"] for row in rows(tmp_path / "out")] == ["Permission denied"] * 10
 
