@@ -136,9 +136,9 @@ def summary(pooled: dict) -> str:
     return "\n".join(lines)
 
 
-def row(title: str, cells: list[str]) -> str:
+def row(title: str, columns: list[str]) -> str:
     """A line of the table of scorers."""
-    return f"{title:<37}" + "".join(f"{cell:>21}" for cell in cells)
+    return f"{title:<37}" + "".join(f"{column:>21}" for column in columns)
 
 
 def cells(figures: dict[str, dict]) -> list[str]:

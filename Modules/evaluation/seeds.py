@@ -42,10 +42,15 @@ def read_run(folder: Path) -> pd.DataFrame:
     file = folder / "cross_validation.json"
     if not file.is_file():
         raise cli.UserError(f"no finished cross-validation in {folder}: run train.py --fold all --checkpoints {folder}")
-    pooled, folds = json.loads(file.read_text()), sorted(folder.glob("fold-*"))
+    folds = sorted(folder.glob("fold-*"))
     scores = pd.concat([read_scores([fold]).assign(fold=fold.name) for fold in folds] or [pd.DataFrame()])
-    models = [json.loads((fold / "best_epoch.json").read_text())["sha256"] for fold in folds if "models" in pooled]
-    if len(scores) != pooled["images"] or models != pooled.get("models", []):
+    try:
+        pooled = json.loads(file.read_text())
+        models = [json.loads((fold / "best_epoch.json").read_text())["sha256"] for fold in folds if "models" in pooled]
+        same = len(scores) == pooled["images"] and models == pooled.get("models", [])
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
         raise cli.UserError(f"the folds in {folder} are not those of its {file.name}: finish it with train.py --resume")
     return scores.reset_index(drop=True)
 

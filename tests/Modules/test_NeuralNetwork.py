@@ -186,9 +186,6 @@ def test_callbacks_see_what_validation_says(tmp_path):
     assert [logs["loss"] for _, logs in seen] == net.history["loss"]
 
 
-# --- The watch --------------------------------------------------------------------------------------------------------
-
-
 def test_no_batch_waits_for_the_figures_of_the_one_before(tmp_path):
     class Probe(tf.keras.callbacks.Callback):
         def __init__(self):
@@ -201,6 +198,9 @@ def test_no_batch_waits_for_the_figures_of_the_one_before(tmp_path):
     probe, (_, board) = Probe(), tracking.callbacks(None, "stage", tmp_path, False)
     fit(network(tmp_path), 1, lambda: {"val_loss": 0.0}, callbacks=(probe, board))
     assert probe.fetched == [False] * (len(VECTORS) // BATCH)
+
+
+# --- The watch --------------------------------------------------------------------------------------------------------
 
 
 def found_from(epoch, kind):

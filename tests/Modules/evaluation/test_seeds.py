@@ -72,7 +72,8 @@ def test_ids_may_be_numbers_in_one_fold_and_words_in_the_next(tmp_path):
     scores = tmp_path / "0" / "fold-1" / "test_scores.csv"
     table = pd.read_csv(scores)
     table.assign(isic_id=np.arange(len(table)), patient_id=7, group=7).to_csv(scores, index=False)
-    assert len(seeds.read_run(tmp_path / "0")) == FOLDS * N
+    run = seeds.read_run(tmp_path / "0")
+    assert {type(value) for column in ("isic_id", "patient_id", "group") for value in run[column]} == {str}
 
 
 def leftover(home):
@@ -85,12 +86,20 @@ def trained_again(home):
     (home / "fold-1" / "best_epoch.json").write_text(json.dumps({"sha256": "another"}))
 
 
+def cut_short(home):
+    (home / "fold-1" / "best_epoch.json").write_text('{"sha')
+
+
+def of_something_else(home):
+    (home / "cross_validation.json").write_text("[]")
+
+
 def without_folds(home):
     for fold in home.glob("fold-*"):
         shutil.rmtree(fold)
 
 
-@pytest.mark.parametrize("change", [leftover, trained_again, without_folds])
+@pytest.mark.parametrize("change", [leftover, trained_again, cut_short, of_something_else, without_folds])
 def test_folds_that_are_not_those_pooled_are_refused(tmp_path, change):
     write_run(tmp_path / "0", 0)
     change(tmp_path / "0")
