@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from Modules.cli import UserError, nearest
 from Modules.config import Data, Recipe
-from Modules.data.augmentation import augment
+from Modules.data.augmentation import augment, draws
 from Modules.data.cache import reader
 from Modules.data.manifest import fold_view, read_manifest
 from Modules.data.records import located
@@ -155,11 +155,13 @@ def _batches(
 
     def read(epoch: np.ndarray, place: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = np.empty((len(positions), size, size, 3), np.uint8)
-        for i, position in enumerate(positions):
-            if seed is None:
-                images[i] = picture(position)
-            else:
-                augment(picture(position), config, np.random.default_rng((seed, epoch, place + i, stream)), images[i])
+        if seed is None:
+            for image, position in zip(images, positions, strict=True):
+                image[...] = picture(position)
+        else:
+            drawn = draws(seed, epoch, stream, place, len(positions))
+            for image, position, numbers in zip(images, positions, drawn, strict=True):
+                augment(picture(position), config, numbers, image)
         return images, targets[positions]
 
     def load(*item: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

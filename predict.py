@@ -19,6 +19,7 @@ from Modules import quiet  # noqa: F401, before TensorFlow
 # isort: split
 import argparse
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -96,24 +97,18 @@ def load(checkpoint: Path, trust: bool) -> evidence.Loaded:
 
 def score_files(options: argparse.Namespace, checkpoint: evidence.Checkpoint, count: int) -> Iterator[dict]:
     """One row for every file, and its sheet where they are asked for; memory does not grow with their number."""
-    number = 0
+    batches = read_batches(find_pictures(options.paths), checkpoint.size)
+    scored = chain.from_iterable(evidence.judge_batches(checkpoint, batches, options.neighbours, options.tta))
     with tqdm(total=count, desc="score", unit="image", leave=False, ncols=80, disable=None) as bar:
-        for batch in read_batches(find_pictures(options.paths), checkpoint.size):
-            pictures = [picture for _, picture in batch if not isinstance(picture, ImageError)]
-            judged = iter(())
-            if pictures:
-                judged = iter(evidence.judge(checkpoint, np.stack(pictures), options.neighbours, options.tta))
-            for file, picture in batch:
-                number += 1
-                found = picture if isinstance(picture, ImageError) else next(judged)
-                if options.explain and not isinstance(found, ImageError):
-                    from Modules.evaluation import explanation, figures
+        for number, (file, picture, found) in enumerate(scored, 1):
+            if options.explain and not isinstance(found, ImageError):
+                from Modules.evaluation import explanation, figures
 
-                    heats = explanation.explain(checkpoint, picture, found)
-                    sheet = explanation.sheet(file.name, picture, found, heats, checkpoint)
-                    figures.save(sheet, options.explain / f"{number:0{len(str(count))}}-{file.stem}.png")
-                bar.update()
-                yield row(file, found, checkpoint.threshold)
+                heats = explanation.explain(checkpoint, picture, found)
+                sheet = explanation.sheet(file.name, picture, found, heats, checkpoint)
+                figures.save(sheet, options.explain / f"{number:0{len(str(count))}}-{file.stem}.png")
+            bar.update()
+            yield row(file, found, checkpoint.threshold)
 
 
 def predict(options: argparse.Namespace, checkpoint: evidence.Checkpoint, total: int) -> None:

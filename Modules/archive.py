@@ -202,19 +202,19 @@ class Worker:
         return known | {"pictures": pictures, "errors": errors}
 
     def score(self, shard: Shard) -> Iterator[list[dict]]:
-        for files, pictures in self._read(shard):
-            judged = iter(evidence.judge(self.checkpoint, np.stack(pictures), NEIGHBOURS) if pictures else ())
-            found = [(path, one if isinstance(one, ImageError) else next(judged)) for path, one in files]
-            yield [row(path, one, self.checkpoint.threshold) for path, one in found]
+        batches = read_batches(_sources(shard), self.checkpoint.size, _picture, self.readers)
+        for batch in evidence.judge_batches(self.checkpoint, batches, NEIGHBOURS):
+            yield [row(source.path, found, self.checkpoint.threshold) for source, _, found in batch]
 
     def embed(self, shard: Shard) -> Iterator[list[dict]]:
-        for files, pictures in self._read(shard):
+        for batch in read_batches(_sources(shard), self.checkpoint.size, _picture, self.readers):
+            pictures = [picture for _, picture in batch if not isinstance(picture, ImageError)]
             vectors = iter(self.checkpoint.run(np.stack(pictures).astype(np.float32))[1].numpy() if pictures else ())
             yield [
-                {"path": path, "embedding": None, "error": str(one)}
-                if isinstance(one, ImageError)
-                else {"path": path, "embedding": next(vectors), "error": None}
-                for path, one in files
+                {"path": source.path, "embedding": None, "error": str(picture)}
+                if isinstance(picture, ImageError)
+                else {"path": source.path, "embedding": next(vectors), "error": None}
+                for source, picture in batch
             ]
 
     def hash(self, shard: Shard) -> Iterator[list[dict]]:
@@ -225,14 +225,6 @@ class Worker:
                 | ({"error": str(found)} if isinstance(found, ImageError) else found)
                 for source, found in batch
             ]
-
-    def _read(self, shard: Shard) -> Iterator[tuple[list, list[np.ndarray]]]:
-        """Batches of (path, picture or ImageError), and the pictures alone."""
-        for batch in read_batches(_sources(shard), self.checkpoint.size, _picture, self.readers):
-            yield (
-                [(source.path, picture) for source, picture in batch],
-                [picture for _, picture in batch if not isinstance(picture, ImageError)],
-            )
 
 
 class OutOfReach(Exception):

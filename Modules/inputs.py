@@ -5,8 +5,8 @@ import csv
 import glob
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from Modules.data.images import EXTENSIONS, ImageError, read_image
 
 LISTS = (".txt", ".csv")
 BATCH = 32  # images scored at once
-AHEAD = 3  # batches being read
+AHEAD = 2  # batches being read while another is scored
 
 
 def find_pictures(paths: Sequence[Path]) -> Iterator[Path]:
@@ -101,12 +101,17 @@ def read_batches(
         except ImageError as error:
             return file, error
 
-    files = iter(files)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        ahead = deque()
-        while True:
-            while len(ahead) < AHEAD and (batch := list(islice(files, BATCH))):
-                ahead.append([pool.submit(try_to_read, file) for file in batch])
-            if not ahead:
-                return
-            yield [future.result() for future in ahead.popleft()]
+        read_ahead = in_order(pool, try_to_read, files, AHEAD * BATCH)
+        while batch := list(islice(read_ahead, BATCH)):
+            yield batch
+
+
+def in_order(pool: Executor, work: Callable, items: Iterable, ahead: int) -> Iterator:
+    """`work` of each of `items` in turn, as `map` gives it, by a pool that has at most `ahead` of them in hand."""
+    items, started = iter(items), deque()
+    while True:
+        started.extend(pool.submit(work, item) for item in islice(items, ahead - len(started)))
+        if not started:
+            return
+        yield started.popleft().result()

@@ -1,7 +1,7 @@
 """Random views of a training picture: one affine warp, one colour matrix, noise from a tile.
 
-A few passes over uint8 in OpenCV, because the input pipeline must keep up with an accelerator. Everything random comes
-from the generator handed in, so that a view depends on its seed alone.
+A few passes over uint8 in OpenCV, because the input pipeline must keep up with an accelerator; the threads share one
+interpreter, so what has to be done in Python is done for a batch or kept short.
 """
 
 import math
@@ -12,21 +12,33 @@ import numpy as np
 
 from Modules.config import Data
 
+DRAWS = 9  # numbers that a view takes
 GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green, blue (ITU-R BT.601)
 
 
-def augment(image: np.ndarray, config: Data, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+def draws(seed: int, epoch: int, stream: int, place: int, count: int) -> np.ndarray:
+    """What `augment` draws for `count` views from `place` in the epoch on: float64 [count, DRAWS] in 0..1.
+
+    A view depends on its place alone, not on where a batch begins. Views of another stream are others.
+    """
+    bits = np.random.PCG64((seed, epoch, stream))
+    bits.advance(place * DRAWS)  # a number takes one step of the generator
+    return np.random.Generator(bits).random((count, DRAWS))
+
+
+def augment(image: np.ndarray, config: Data, drawn: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """A random view of `image`, uint8 [S, S, 3] RGB in 0..255, by the amounts in `config`; the same shape and type.
 
-    out: where the view goes, contiguous; new memory unless given.
+    drawn: DRAWS uniform numbers in 0..1, all that is random. out: where the view goes, contiguous; new memory unless
+    given.
     """
     out = np.empty_like(image) if out is None else out
-    turn, zoom, brightness, contrast, saturation, hue = rng.uniform(-1, 1, 6)
-    flip = 2 * rng.integers(0, 2, 2) - 1 if config.flips else (1, 1)
-    offset = rng.integers(image.size)
+    turn, zoom, brightness, contrast, saturation, hue, across, down, start = (2 * drawn - 1).tolist()
+    flip = (1 if across < 0 else -1, 1 if down < 0 else -1) if config.flips else (1, 1)
+    offset = int((start + 1) / 2 * image.size)
 
     if config.rotation or config.zoom:
-        warp(image, 2 * np.pi * config.rotation * turn, 1 + config.zoom * zoom, flip, out)
+        warp(image, 2 * math.pi * config.rotation * turn, 1 + config.zoom * zoom, flip, out)
     else:
         out[...] = image[:: flip[1], :: flip[0]]
     shift = 255 * config.brightness * brightness
@@ -34,8 +46,8 @@ def augment(image: np.ndarray, config: Data, rng: np.random.Generator, out: np.n
         amounts = 1 + config.contrast * contrast, 1 + config.saturation * saturation, 2 * np.pi * config.hue * hue
         cv2.transform(out, colour_matrix(shift, *amounts, out.mean()), dst=out)
     elif config.brightness:
-        # An array, because OpenCV takes six times as long to add a number to each channel.
-        (cv2.add if shift > 0 else cv2.subtract)(out, np.full_like(out, round(abs(shift))), dst=out)
+        # Four numbers: OpenCV adds a single one to the first channel alone. None negative, which takes it longer.
+        (cv2.add if shift > 0 else cv2.subtract)(out, (round(abs(shift)),) * 4, dst=out)
     if config.noise:
         brighter, darker = (tile[offset : offset + image.size] for tile in _noise_tiles(image.size, config.noise))
         cv2.add(out, brighter.reshape(image.shape), dst=out)
@@ -47,7 +59,7 @@ def warp(image: np.ndarray, angle: float, scale: float, flip: tuple[int, int], o
     """Into `out`: `image` [S, S, 3] turned by `angle` (radians), scaled and flipped; the mirror comes in at borders."""
     size = image.shape[0]
     # OpenCV is twice as fast where no pixel lies outside, and it need not ask: the mirror is laid around the picture.
-    border, outside = max(0, int(size / 2 * (np.sqrt(2) / scale - 1)) + 2), cv2.BORDER_CONSTANT
+    border, outside = max(0, int(size / 2 * (math.sqrt(2) / scale - 1)) + 2), cv2.BORDER_CONSTANT
     if border >= size:
         border, outside = 0, cv2.BORDER_REFLECT_101
     # And it is faster with four channels than with three.

@@ -6,7 +6,8 @@ train.py prepares it (`write_gallery`); predict.py and the page both ask `judge`
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +18,18 @@ import tensorflow as tf
 from Modules.cli import UserError
 from Modules.config import Data
 from Modules.data.hashing import view
+from Modules.data.images import ImageError
 from Modules.data.manifest import LABELS
 from Modules.evaluation import familiarity, gallery, scoring
 from Modules.evaluation.calibration import TRAINING_PREVALENCE, correct_prior
 from Modules.evaluation.metrics import PREVALENCE
 from Modules.inference import optimised
+from Modules.inputs import in_order
 from Modules.safe_model import absent
 
 UNFAMILIAR = "unlike known lesions"  # in place of a class
 NEEDED = ("data", "fold", "manifest_sha256", "prevalence", "sha256", "difference", "report_images")  # of the facts
+AT_ONCE = 2  # batches judged side by side: while one's neighbours are looked up, the cores have the other's layers
 NOTICE = "This is no medical device. It misses melanomas. Whoever is worried about a lesion should see a doctor."
 
 
@@ -191,6 +195,21 @@ def judge(checkpoint: Checkpoint, pictures: np.ndarray, k: int, views: int = 1) 
             )
         )
     return found
+
+
+def judge_batches(
+    checkpoint: Checkpoint, batches: Iterable[list[tuple]], k: int, views: int = 1
+) -> Iterator[list[tuple]]:
+    """`batches` of (source, picture or ImageError) in order, each with a third entry: the evidence, or that error."""
+
+    def judged(batch: list[tuple]) -> list[tuple]:
+        pictures = [picture for _, picture in batch if not isinstance(picture, ImageError)]
+        found = iter(judge(checkpoint, np.stack(pictures), k, views) if pictures else ())
+        return [(*pair, pair[1] if isinstance(pair[1], ImageError) else next(found)) for pair in batch]
+
+    at_once = AT_ONCE if views == 1 else 1  # several views fill the cores, and twice the memory would not help
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from in_order(pool, judged, batches, at_once)
 
 
 def in_words(evidence: Evidence, checkpoint: Checkpoint) -> str:

@@ -6,6 +6,7 @@ The file belongs to one checkpoint, by the hash of its bytes: the embeddings of 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from zipfile import ZIP_STORED, ZipFile
 
 import cv2
@@ -39,6 +40,7 @@ QUALITY = 80  # of a thumbnail's JPEG: about 2.5 kB
 COPY_RADIUS = 2  # bits; within 7 each real picture has a dozen others that are no copies of it
 BLOCK = 256  # embeddings compared with the whole gallery at once
 LARGE = 10**6  # lesions from which on faiss searches, whose index holds float16 where the product needs float32
+_indexing = Lock()  # batches are judged side by side
 
 
 def write(
@@ -178,12 +180,13 @@ def _nearest_of_many(
     import faiss  # here alone: a second OpenMP in the process, for galleries that few have
 
     known = gallery["embeddings"]
-    if "index" not in gallery:  # exact: every lesion is compared, in float16 as it is on disk
-        gallery["index"] = faiss.IndexScalarQuantizer(
-            known.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        )
-        for start in range(0, len(known), LARGE):
-            gallery["index"].add(known[start : start + LARGE].astype(np.float32))
+    with _indexing:
+        if "index" not in gallery:  # exact: every lesion is compared, in float16 as it is on disk
+            gallery["index"] = faiss.IndexScalarQuantizer(
+                known.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+            )
+            for start in range(0, len(known), LARGE):
+                gallery["index"].add(known[start : start + LARGE].astype(np.float32))
     rows = np.zeros((len(embeddings), 1), bool) if excluded is None else excluded
     found, values = np.zeros((len(embeddings), k), int), np.full((len(embeddings), k), -np.inf, np.float32)
     for row, vector in enumerate(embeddings):

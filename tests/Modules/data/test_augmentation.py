@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from Modules.config import Data, recipe_named
-from Modules.data.augmentation import GREY, affine, augment, colour_matrix
+from Modules.data.augmentation import DRAWS, GREY, affine, augment, colour_matrix, draws
 
 NOTHING = Data(flips=False, rotation=0, zoom=0, brightness=0, contrast=0, saturation=0, hue=0, noise=0)
 properties = settings(max_examples=50, deadline=None)
@@ -27,8 +27,30 @@ def grey(size=64, value=128):
     return np.full((size, size, 3), value, np.uint8)
 
 
+def drawn(seed):
+    return draws(seed, 0, 0, 0, 1)[0]
+
+
 def views(image, config, n=20):
-    return [augment(image, config, np.random.default_rng(seed)) for seed in range(n)]
+    return [augment(image, config, drawn(seed)) for seed in range(n)]
+
+
+# --- What is drawn ----------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**64), place=st.integers(0, 2**40), before=st.integers(0, 40), count=st.integers(1, 40))
+@properties
+def test_a_view_depends_on_its_place_alone_and_not_on_where_a_batch_begins(seed, place, before, count):
+    together = draws(seed, 3, 1, place, before + count)
+    assert together.shape == (before + count, DRAWS)
+    np.testing.assert_array_equal(draws(seed, 3, 1, place + before, count), together[before:])
+
+
+def test_no_two_views_are_drawn_alike():
+    asked = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 50)]
+    numbers = np.concatenate([draws(*one, 50) for one in asked]).ravel()
+    assert len(np.unique(numbers)) == len(numbers)
+    assert 0 <= numbers.min() < 0.01 < 0.99 < numbers.max() < 1
 
 
 # --- The whole --------------------------------------------------------------------------------------------------------
@@ -46,10 +68,10 @@ def test_every_amount_gives_a_picture_of_the_same_shape_and_type(size, flips, va
     config = Data(flips=flips, **dict(zip(names, values, strict=True)))
     image = picture(size)
     before = image.copy()
-    view = augment(image, config, np.random.default_rng(seed))
+    view = augment(image, config, drawn(seed))
     assert (view.shape, view.dtype) == (image.shape, np.uint8)
     np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(view, augment(image, config, np.random.default_rng(seed)))
+    np.testing.assert_array_equal(view, augment(image, config, drawn(seed)))
 
 
 @pytest.mark.parametrize("size", [15, 24])

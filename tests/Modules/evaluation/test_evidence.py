@@ -1,6 +1,8 @@
 """What lies beside a model is used only where it is of the kind that train.py writes, and fits the model."""
 
 import json
+from itertools import chain
+from threading import Barrier, Lock
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import modules
 from dataset import image_batches, load_manifest, select
 from Modules.cli import UserError
 from Modules.config import Data
+from Modules.data.images import ImageError
 from Modules.evaluation import evidence
 
 FACTS = {name: None for name in evidence.NEEDED} | {
@@ -74,3 +77,33 @@ def test_validation_images_that_were_learned_from_are_known_but_tell_nothing_of_
     assert set(known[1]["ids"]) - set(known[0]["ids"]) == set(validation["isic_id"])
     np.testing.assert_allclose(known[0]["centre"], known[1]["centre"], rtol=1e-5)
     assert limits[1]["limit"] == pytest.approx(limits[0]["limit"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("views", "at_once"), [(1, 2), (8, 1)])
+def test_batches_are_judged_side_by_side_and_given_in_order(views, at_once, monkeypatch):
+    wrong, taken, busy, most, lock = ImageError("no picture"), [], [], [], Lock()
+    both = Barrier(at_once)
+
+    def judge(checkpoint, pictures, k, views):
+        with lock:
+            busy.append(None)
+            most.append(len(busy))
+        both.wait(10)
+        with lock:
+            busy.pop()
+        return [("evidence", picture.max()) for picture in pictures]
+
+    def batches():
+        for i in range(6):
+            taken.append(i)
+            yield [(f"{i}a", np.full((2, 2, 3), i)), (f"{i}b", wrong), (f"{i}c", np.full((2, 2, 3), 10 + i))]
+        yield [("none", wrong)]
+
+    monkeypatch.setattr(evidence, "judge", judge)
+    found = evidence.judge_batches(None, batches(), 5, views)
+    first = next(found)
+    assert len(taken) <= at_once + 1
+    said = [(source, one) for batch in (first, *found) for source, _, one in batch]
+    expected = [((f"{i}a", ("evidence", i)), (f"{i}b", wrong), (f"{i}c", ("evidence", 10 + i))) for i in range(6)]
+    assert said == [*chain.from_iterable(expected), ("none", wrong)]
+    assert max(most) == at_once
