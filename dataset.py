@@ -8,6 +8,7 @@ Every random choice (order, augmentation) comes stateless from (seed, epoch, pla
 machine, with any number of threads, and after any interruption.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -120,7 +121,7 @@ def vector_batches(
                 yield vectors[positions], targets[positions, None]
 
     signature = (tf.TensorSpec((size, *vectors.shape[1:]), tf.float32), tf.TensorSpec((size, 1), targets.dtype))
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(8), steps
+    return _as_set(tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(8)), steps
 
 
 def view_batches(table: pd.DataFrame, config: Data, views: int, seed: int) -> tf.data.Dataset:
@@ -172,4 +173,11 @@ def _batches(
 
     signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64), tf.TensorSpec((None,), tf.int64))
     batches = tf.data.Dataset.from_generator(plan, output_signature=signature)
-    return batches.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+    return _as_set(batches.map(load, num_parallel_calls=os.cpu_count(), deterministic=True).prefetch(2))
+
+
+def _as_set(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`dataset` without autotuning, whose thread can sleep on for seconds when the data end, and all wait for it."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

@@ -42,12 +42,15 @@ def main() -> None:
             ]
             subprocess.run(list(map(str, command)), cwd=folder, check=True, stdout=subprocess.DEVNULL)
             tests[precision] = json.loads((home / "best_epoch.json").read_text())["test"]
-    for name, test in tests.items():
-        low, high = test["roc_auc_ci95"]
-        print(f"{name:12}ROC AUC {test['roc_auc']:.3f} [{low:.3f}, {high:.3f}], {test['n']} images")
+    for precision, test in tests.items():
+        low, high = test["roc_auc_ci95"] or (0, 1)  # none where all rank alike
+        print(f"{precision:12}ROC AUC {test['roc_auc']:.3f} [{low:.3f}, {high:.3f}], {test['n']} images")
     exact, fast = tests.values()
+    low = (exact["roc_auc_ci95"] or (0,))[0]
+    if low <= 0.5:
+        print(f"float32 has learned nothing here that {precisions[-1]} could lose: give --data and --weights")
     peer = f"float32: {exact['roc_auc']:.4f}"
-    common.finish([common.figure("precision", name, fast["roc_auc"], peer, round(exact["roc_auc_ci95"][0], 4))])
+    common.finish([common.figure("precision", name, fast["roc_auc"] if low > 0.5 else None, peer, round(low, 4))])
 
 
 if __name__ == "__main__":
