@@ -26,6 +26,7 @@ from Modules.data.records import located
 from Modules.distribution import WHOLE, Share
 from Modules.metric_learning.sampling import class_batches, metric_labels, oversampled, shuffled
 
+PARALLEL = min(os.cpu_count(), 16)  # batches made at once; enough for a GPU, and each is held in memory
 Plan = Callable[[], Iterable[tuple[int, int, np.ndarray]]]  # -> (epoch, place of the first in it, positions [B])
 
 
@@ -121,7 +122,7 @@ def vector_batches(
                 yield vectors[positions], targets[positions, None]
 
     signature = (tf.TensorSpec((size, *vectors.shape[1:]), tf.float32), tf.TensorSpec((size, 1), targets.dtype))
-    return _as_set(tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(8)), steps
+    return _without_autotuning(tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(8)), steps
 
 
 def view_batches(table: pd.DataFrame, config: Data, views: int, seed: int) -> tf.data.Dataset:
@@ -173,11 +174,14 @@ def _batches(
 
     signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64), tf.TensorSpec((None,), tf.int64))
     batches = tf.data.Dataset.from_generator(plan, output_signature=signature)
-    return _as_set(batches.map(load, num_parallel_calls=os.cpu_count(), deterministic=True).prefetch(2))
+    return _without_autotuning(batches.map(load, num_parallel_calls=PARALLEL, deterministic=True).prefetch(2))
 
 
-def _as_set(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """`dataset` without autotuning, whose thread can sleep on for seconds when the data end, and all wait for it."""
+def _without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`dataset` as it is: the thread that tunes it may sleep when the data end, and they only end when it wakes.
+
+    It sleeps twice as long each time, so that a pass over the data could take twice its time.
+    """
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)

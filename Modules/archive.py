@@ -203,7 +203,7 @@ class Worker:
 
     def score(self, shard: Shard) -> Iterator[list[dict]]:
         batches = read_batches(_sources(shard), self.checkpoint.size, _picture, self.readers)
-        for batch in evidence.judge_batches(self.checkpoint, batches, NEIGHBOURS):
+        for batch in evidence.judge_batches(self.checkpoint, batches, NEIGHBOURS, at_once=1):
             yield [row(source.path, found, self.checkpoint.threshold) for source, _, found in batch]
 
     def embed(self, shard: Shard) -> Iterator[list[dict]]:

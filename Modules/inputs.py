@@ -16,8 +16,8 @@ from Modules.cli import UserError
 from Modules.data.images import EXTENSIONS, ImageError, read_image
 
 LISTS = (".txt", ".csv")
-BATCH = 32  # images scored at once
-AHEAD = 2  # batches being read while another is scored
+BATCH = 32  # images
+AHEAD = 2  # batches being read while the last are scored
 
 
 def find_pictures(paths: Sequence[Path]) -> Iterator[Path]:
@@ -108,7 +108,7 @@ def read_batches(
 
 
 def in_order(pool: Executor, work: Callable, items: Iterable, ahead: int) -> Iterator:
-    """`work` of each of `items` in turn, as `map` gives it, by a pool that has at most `ahead` of them in hand."""
+    """`work` of each of `items` in turn, by a pool that has at most `ahead` of them in hand."""
     items, started = iter(items), deque()
     while True:
         started.extend(pool.submit(work, item) for item in islice(items, ahead - len(started)))

@@ -6,7 +6,8 @@
 MobileNet at 256 x 256, its features at length 1; the classifier of the recipe `lightweight`, 50 epochs. The slow way
 sees every image in a new view each epoch and judges validation as often; ours embeds 1 or 2 views of each image and
 then trains on those in turn; the limit is for as many as the recipe has. Quality is the ROC AUC of the test images,
-with its interval over patients. Ten minutes on 2 cores.
+with its interval over patients. Random weights get BatchNorm's statistics from training images first. 800 drawn
+lesions: with fewer, what tracing and the classifier's own epochs take shows. Six minutes on 2 cores.
 """
 
 import tempfile
@@ -57,7 +58,9 @@ def main() -> None:
         weights = modules.pretrained("mobilenet", options.weights)
         frozen = modules.build_embedding(recipe.embedding, SIZE, weights)
         if weights is None:  # random features differ only where BatchNorm knows what they are
-            for images, _ in training_batches(training, recipe, 0)[0].take(30):
+            for norm in (layer for layer in frozen.layers if isinstance(layer, tf.keras.layers.BatchNormalization)):
+                norm.momentum = 0.5
+            for images, _ in training_batches(training, recipe, 0)[0].take(20):
                 frozen(images, training=True)
         frozen.trainable = False
         seen = scoring.embed(frozen, image_batches(test, recipe.data), len(test), "test")[0]

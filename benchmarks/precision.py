@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/precision.py --data datasets/balanced --weights imagenet
 
 train.py itself with MobileNet at 96 x 96, 6 epochs, in float32 and in what `--precision auto` takes here; no figure
-where that is float32, too. Ten minutes on 2 cores.
+where that is float32, too, or where float32 learns nothing. Five minutes on 2 cores.
 """
 
 import json
@@ -43,14 +43,18 @@ def main() -> None:
             subprocess.run(list(map(str, command)), cwd=folder, check=True, stdout=subprocess.DEVNULL)
             tests[precision] = json.loads((home / "best_epoch.json").read_text())["test"]
     for precision, test in tests.items():
-        low, high = test["roc_auc_ci95"] or (0, 1)  # none where all rank alike
-        print(f"{precision:12}ROC AUC {test['roc_auc']:.3f} [{low:.3f}, {high:.3f}], {test['n']} images")
+        interval = test["roc_auc_ci95"]  # none where all rank alike
+        within = f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "no interval"
+        print(f"{precision:12}ROC AUC {test['roc_auc']:.3f} {within}, {test['n']} images")
     exact, fast = tests.values()
-    low = (exact["roc_auc_ci95"] or (0,))[0]
-    if low <= 0.5:
+    low = round(exact["roc_auc_ci95"][0], 4) if exact["roc_auc_ci95"] else 0
+    learned = low > 0.5
+    if not learned:
         print(f"float32 has learned nothing here that {precisions[-1]} could lose: give --data and --weights")
     peer = f"float32: {exact['roc_auc']:.4f}"
-    common.finish([common.figure("precision", name, fast["roc_auc"] if low > 0.5 else None, peer, round(low, 4))])
+    common.finish(
+        [common.figure("precision", name, fast["roc_auc"] if learned else None, peer, low if learned else None)]
+    )
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ InceptionV3 and ResNet50 at 256 x 256 in batches of 32, random weights, the reci
 the training of train.py's stage 1, with augmentation, callbacks and the file of state after each epoch, on pictures
 that the first epoch has decoded; after it comes the bare step of the same network on one batch in memory. PyTorch
 steps on one batch in memory: torchvision's model, channels_last, autocast, pytorch-metric-learning's miner and loss.
-In float32 and in what `--precision auto` takes here, each network in a process of its own; the best epoch, or step,
-counts. Below each, the five kinds of operation that take most of a step's time on the CPU.
+Each has run a step before it is timed. In float32 and in what `--precision auto` takes here, each network in a process
+of its own; the best epoch, or step, counts. Below each, the five kinds of operation that take most of a step's time on
+the CPU.
 
-Twelve minutes on 2 cores with AMX; --backbone takes one.
+20 minutes on 2 cores with AMX; --backbone takes one.
 """
 
 import re

@@ -218,6 +218,12 @@ def test_an_image_looks_different_in_every_epoch_and_place(training):
     assert len({image.tobytes() for image in images}) == 2 * 3 * BATCH
 
 
+def test_no_autotuning_thread_keeps_a_pass_from_ending(training):
+    vectors = vector_batches(VECTORS, TARGETS, 4, 0)[0]
+    for batches in (training_batches(training, RECIPE, 0)[0], image_batches(training, RECIPE.data), vectors):
+        assert batches.options().autotune.enabled is False
+
+
 # --- Images in order --------------------------------------------------------------------------------------------------
 
 

@@ -91,10 +91,10 @@ def test_a_table_like_isic_2017s_says_what_it_could_not_compute(trained, balance
 
 
 def test_the_probability_at_a_prevalence_is_bayes_rule(trained, balanced, tmp_path):
-    rows = select(load_manifest(balanced), "test").head(4)
+    rows = select(load_manifest(balanced), "test")
     run("predict.py", *rows["file"], "--checkpoint", trained / "best_epoch.keras", "--prevalence", "0.1", cwd=tmp_path)
     table = pd.read_csv(tmp_path / "predictions.csv").query("in_distribution")
-    assert len(table)
+    assert len(table) > 1
     odds = table["probability"] / (1 - table["probability"]) * 0.1 / 0.9
     assert table["probability_at_prevalence"].tolist() == pytest.approx((odds / (1 + odds)).tolist(), abs=1e-4)
 

@@ -17,11 +17,12 @@ GREY = np.array([0.299, 0.587, 0.114])  # luma of red, green, blue (ITU-R BT.601
 
 
 def draws(seed: int, epoch: int, stream: int, place: int, count: int) -> np.ndarray:
-    """What `augment` draws for `count` views from `place` in the epoch on: float64 [count, DRAWS] in 0..1.
+    """What `augment` draws for `count` views from `place` in the epoch on: float64 [count, DRAWS], 0 ≤ x < 1.
 
     A view depends on its place alone, not on where a batch begins. Views of another stream are others.
     """
-    bits = np.random.PCG64((seed, epoch, stream))
+    # As a key, because numbers in a row are as if zeros followed them: stream 0 would repeat what shuffles the epoch.
+    bits = np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=(stream,)))
     bits.advance(place * DRAWS)  # a number takes one step of the generator
     return np.random.Generator(bits).random((count, DRAWS))
 
@@ -29,13 +30,13 @@ def draws(seed: int, epoch: int, stream: int, place: int, count: int) -> np.ndar
 def augment(image: np.ndarray, config: Data, drawn: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """A random view of `image`, uint8 [S, S, 3] RGB in 0..255, by the amounts in `config`; the same shape and type.
 
-    drawn: DRAWS uniform numbers in 0..1, all that is random. out: where the view goes, contiguous; new memory unless
+    drawn: DRAWS uniform numbers, 0 ≤ x < 1, all that is random. out: where the view goes, contiguous; new memory unless
     given.
     """
     out = np.empty_like(image) if out is None else out
-    turn, zoom, brightness, contrast, saturation, hue, across, down, start = (2 * drawn - 1).tolist()
+    turn, zoom, brightness, contrast, saturation, hue, across, down = (2 * drawn[:-1] - 1).tolist()
     flip = (1 if across < 0 else -1, 1 if down < 0 else -1) if config.flips else (1, 1)
-    offset = int((start + 1) / 2 * image.size)
+    offset = int(drawn[-1] * image.size)
 
     if config.rotation or config.zoom:
         warp(image, 2 * math.pi * config.rotation * turn, 1 + config.zoom * zoom, flip, out)
@@ -43,10 +44,10 @@ def augment(image: np.ndarray, config: Data, drawn: np.ndarray, out: np.ndarray 
         out[...] = image[:: flip[1], :: flip[0]]
     shift = 255 * config.brightness * brightness
     if config.contrast or config.saturation or config.hue:
-        amounts = 1 + config.contrast * contrast, 1 + config.saturation * saturation, 2 * np.pi * config.hue * hue
+        amounts = 1 + config.contrast * contrast, 1 + config.saturation * saturation, 2 * math.pi * config.hue * hue
         cv2.transform(out, colour_matrix(shift, *amounts, out.mean()), dst=out)
     elif config.brightness:
-        # Four numbers: OpenCV adds a single one to the first channel alone. None negative, which takes it longer.
+        # Four numbers: OpenCV adds a single one to the first channel alone. Never negative: that takes it longer.
         (cv2.add if shift > 0 else cv2.subtract)(out, (round(abs(shift)),) * 4, dst=out)
     if config.noise:
         brighter, darker = (tile[offset : offset + image.size] for tile in _noise_tiles(image.size, config.noise))

@@ -1,7 +1,7 @@
 """What is said about a picture, and why it should be believed or not: probability, decision, the most similar known
 lesions, and whether the model knows such pictures at all.
 
-train.py prepares it (`write_gallery`); predict.py and the page both ask `judge`, so that they say the same.
+train.py prepares it (`write_gallery`); predict.py and the page both come to `judge`, so that they say the same.
 """
 
 import json
@@ -29,7 +29,7 @@ from Modules.safe_model import absent
 
 UNFAMILIAR = "unlike known lesions"  # in place of a class
 NEEDED = ("data", "fold", "manifest_sha256", "prevalence", "sha256", "difference", "report_images")  # of the facts
-AT_ONCE = 2  # batches judged side by side: while one's neighbours are looked up, the cores have the other's layers
+AT_ONCE = 2  # batches judged side by side, so that the cores have layers to do while one's neighbours are looked up
 NOTICE = "This is no medical device. It misses melanomas. Whoever is worried about a lesion should see a doctor."
 
 
@@ -198,16 +198,18 @@ def judge(checkpoint: Checkpoint, pictures: np.ndarray, k: int, views: int = 1) 
 
 
 def judge_batches(
-    checkpoint: Checkpoint, batches: Iterable[list[tuple]], k: int, views: int = 1
+    checkpoint: Checkpoint, batches: Iterable[list[tuple]], k: int, views: int = 1, at_once: int = AT_ONCE
 ) -> Iterator[list[tuple]]:
-    """`batches` of (source, picture or ImageError) in order, each with a third entry: the evidence, or that error."""
+    """`batches` of (source, picture or ImageError) in order, each with a third entry: the evidence, or that error.
+
+    k, views: see `judge`. at_once: batches side by side, each with its layers' memory.
+    """
 
     def judged(batch: list[tuple]) -> list[tuple]:
         pictures = [picture for _, picture in batch if not isinstance(picture, ImageError)]
         found = iter(judge(checkpoint, np.stack(pictures), k, views) if pictures else ())
         return [(*pair, pair[1] if isinstance(pair[1], ImageError) else next(found)) for pair in batch]
 
-    at_once = AT_ONCE if views == 1 else 1  # several views fill the cores, and twice the memory would not help
     with ThreadPoolExecutor(at_once) as pool:
         yield from in_order(pool, judged, batches, at_once)
 

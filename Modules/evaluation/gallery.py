@@ -182,11 +182,12 @@ def _nearest_of_many(
     known = gallery["embeddings"]
     with _indexing:
         if "index" not in gallery:  # exact: every lesion is compared, in float16 as it is on disk
-            gallery["index"] = faiss.IndexScalarQuantizer(
+            index = faiss.IndexScalarQuantizer(
                 known.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
             )
             for start in range(0, len(known), LARGE):
-                gallery["index"].add(known[start : start + LARGE].astype(np.float32))
+                index.add(known[start : start + LARGE].astype(np.float32))
+            gallery["index"] = index
     rows = np.zeros((len(embeddings), 1), bool) if excluded is None else excluded
     found, values = np.zeros((len(embeddings), k), int), np.full((len(embeddings), k), -np.inf, np.float32)
     for row, vector in enumerate(embeddings):

@@ -7,7 +7,7 @@ import pytest
 
 from Modules.cli import UserError
 from Modules.data.images import ImageError, encode_jpeg
-from Modules.inputs import AHEAD, BATCH, count_pictures, find_pictures, read_batches
+from Modules.inputs import BATCH, count_pictures, find_pictures, read_batches
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_pictures_are_read_in_order_and_only_a_few_batches_ahead(tmp_path):
     (tmp_path / "1.jpg").write_bytes(encode_jpeg(np.full((40, 50, 3), 7, np.uint8)))
     batches = read_batches(files(), 16)
     first = next(batches)
-    assert taken <= (AHEAD + 1) * BATCH
+    assert taken <= 3 * BATCH
     assert [path.name for path, _ in first] == [f"{i}.jpg" for i in range(BATCH)]
     assert isinstance(first[0][1], ImageError)
     assert first[1][1].shape == (16, 16, 3)

@@ -50,6 +50,8 @@ def test_no_two_views_are_drawn_alike():
     asked = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 50)]
     numbers = np.concatenate([draws(*one, 50) for one in asked]).ravel()
     assert len(np.unique(numbers)) == len(numbers)
+    others = np.random.default_rng((0, 0)).random(9), np.random.default_rng(0).random(9)  # what shuffles an epoch
+    assert not np.isin(numbers, others).any()
     assert 0 <= numbers.min() < 0.01 < 0.99 < numbers.max() < 1
 
 
@@ -193,7 +195,9 @@ def test_a_grey_picture_keeps_its_colour_but_for_brightness(name):
 
 
 def test_brightness_reaches_as_far_as_it_is_told_either_way():
-    moved = [int(view[0, 0, 0]) - 128 for view in views(grey(), replace(NOTHING, brightness=0.2), 200)]
+    found = views(grey(), replace(NOTHING, brightness=0.2), 200)
+    assert all((view == view[0, 0, 0]).all() for view in found)
+    moved = [int(view[0, 0, 0]) - 128 for view in found]
     assert -51 <= min(moved) < -45
     assert 45 < max(moved) <= 51
 

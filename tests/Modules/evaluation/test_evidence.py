@@ -2,7 +2,7 @@
 
 import json
 from itertools import chain
-from threading import Barrier, Lock
+from threading import Event, Semaphore
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ import tensorflow as tf
 import modules
 from dataset import image_batches, load_manifest, select
 from Modules.cli import UserError
-from Modules.config import Data
+from Modules.config import Classifier, Data, Embedding
 from Modules.data.images import ImageError
 from Modules.evaluation import evidence
 
@@ -79,31 +79,82 @@ def test_validation_images_that_were_learned_from_are_known_but_tell_nothing_of_
     assert limits[1]["limit"] == pytest.approx(limits[0]["limit"], rel=1e-4)
 
 
-@pytest.mark.parametrize(("views", "at_once"), [(1, 2), (8, 1)])
-def test_batches_are_judged_side_by_side_and_given_in_order(views, at_once, monkeypatch):
-    wrong, taken, busy, most, lock = ImageError("no picture"), [], [], [], Lock()
-    both = Barrier(at_once)
+def fake(judge, monkeypatch, batches, at_once):
+    """What `judge_batches` makes of `batches` of numbers, an odd one being no picture, where `judge` gets numbers."""
 
-    def judge(checkpoint, pictures, k, views):
-        with lock:
-            busy.append(None)
-            most.append(len(busy))
-        both.wait(10)
-        with lock:
-            busy.pop()
-        return [("evidence", picture.max()) for picture in pictures]
+    def pictures():
+        for batch in batches:
+            yield [(i, ImageError(str(i)) if i % 2 else np.full((2, 2, 3), i)) for i in batch]
 
-    def batches():
-        for i in range(6):
-            taken.append(i)
-            yield [(f"{i}a", np.full((2, 2, 3), i)), (f"{i}b", wrong), (f"{i}c", np.full((2, 2, 3), 10 + i))]
-        yield [("none", wrong)]
+    monkeypatch.setattr(evidence, "judge", lambda checkpoint, stack, k, views: judge([int(x.max()) for x in stack]))
+    return evidence.judge_batches(None, pictures(), 5, at_once=at_once)
 
-    monkeypatch.setattr(evidence, "judge", judge)
-    found = evidence.judge_batches(None, batches(), 5, views)
-    first = next(found)
-    assert len(taken) <= at_once + 1
-    said = [(source, one) for batch in (first, *found) for source, _, one in batch]
-    expected = [((f"{i}a", ("evidence", i)), (f"{i}b", wrong), (f"{i}c", ("evidence", 10 + i))) for i in range(6)]
-    assert said == [*chain.from_iterable(expected), ("none", wrong)]
-    assert max(most) == at_once
+
+BATCHES = [[0, 1, 2], [4], [5, 7], [6, 8], [9, 10]]
+
+
+def test_batches_are_judged_side_by_side_and_given_in_order(monkeypatch):
+    second = Event()
+
+    def judge(numbers):
+        if numbers == [0, 2]:
+            assert second.wait(10)  # the first is done after the second
+        second.set()
+        return [f"evidence of {i}" for i in numbers]
+
+    found = [one for batch in fake(judge, monkeypatch, BATCHES, 2) for one in batch]
+    assert [number for number, _, _ in found] == list(chain.from_iterable(BATCHES))
+    for number, picture, said in found:
+        assert (said is picture) if number % 2 else (said == f"evidence of {number}")
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_more_batches_are_in_memory_than_are_judged_at_once_and_the_one_that_was(at_once, monkeypatch):
+    taken, places = [], Semaphore(at_once)
+
+    def judge(numbers):
+        assert places.acquire(blocking=False)
+        places.release()
+        return numbers
+
+    def counted():
+        for batch in BATCHES:
+            taken.append(batch)
+            yield batch
+
+    for given, _ in enumerate(fake(judge, monkeypatch, counted(), at_once), 1):
+        assert len(taken) <= given + at_once
+
+
+def test_what_goes_wrong_in_a_batch_is_raised_after_the_batches_before_it(monkeypatch):
+    def judge(numbers):
+        if 6 in numbers:
+            raise MemoryError
+        return numbers
+
+    batches = fake(judge, monkeypatch, BATCHES, 2)
+    assert [len(next(batches)) for _ in range(3)] == [3, 1, 2]
+    with pytest.raises(MemoryError):
+        next(batches)
+
+
+def test_real_pictures_get_the_same_evidence_side_by_side_as_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    network = modules.build_embedding(Embedding(backbone="mobilenet", dense_units=(), embedding_size=16), 32)
+    model = modules.join(network, modules.build_classifier(Classifier(), 16))
+    width = evidence.with_evidence(model).outputs[2].shape[-1]
+    pictures = rng.integers(0, 256, (10, 4, 32, 32, 3), dtype=np.uint8)
+    known = {
+        "embeddings": np.float32(rng.standard_normal((20, 16))),
+        "hashes": rng.integers(0, 2**63, 20, np.uint64),
+        "targets": np.arange(20) % 2,
+        "ids": np.arange(20).astype(str),
+        "groups": np.arange(20).astype(str),
+        "diagnoses": np.full(20, ""),
+        "centre": np.zeros(width, np.float32),
+        "whitening": np.eye(width, dtype=np.float32),
+    }
+    checkpoint = evidence.open_checkpoint(model, FACTS | {"in_distribution": {"limit": 99.0}}, known)
+    batches = [[(i, picture) for i, picture in enumerate(batch)] for batch in pictures]
+    together = [[one[2] for one in batch] for batch in evidence.judge_batches(checkpoint, batches, 3)]
+    assert together == [evidence.judge(checkpoint, batch, 3) for batch in pictures]
