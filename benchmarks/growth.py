@@ -4,7 +4,7 @@
 
 A list with that many references to 100 files, each read and scored as any other, by a small model (MobileNet at 64 x
 64). Each size has a process of its own that scores the list again until it has done 10,000, after a warm-up; the best
-time counts. Memory is the highest resident size after the warm-up (Linux only). Five minutes on 2 cores.
+time counts. Memory is the highest resident size after the warm-up (Linux only). Four minutes on 2 cores.
 """
 
 import sys
