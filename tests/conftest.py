@@ -6,6 +6,7 @@ from Modules import quiet  # noqa: F401, before TensorFlow
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from generate_balanced_dataset import generate
 from Modules.data.synthetic import write_dataset
@@ -15,6 +16,13 @@ from tests.commands import run
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, so that two processes end together."""
     items.sort(key=lambda item: item.path.name != "test_train.py")
+
+
+@pytest.fixture(autouse=True)
+def float32():
+    """A training that a test cuts short leaves its precision behind; the next test begins with Keras's own."""
+    yield
+    tf.keras.mixed_precision.set_global_policy("float32")
 
 
 @pytest.fixture(scope="session")
