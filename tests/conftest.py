@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def float32():
-    """A training that a test cuts short leaves its precision behind; the next test begins with Keras's own."""
+    """What a test, or a run that it sees fail, makes of Keras's precision ends with it."""
     yield
     tf.keras.mixed_precision.set_global_policy("float32")
 

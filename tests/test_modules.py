@@ -50,8 +50,6 @@ def embedding():
 @pytest.fixture
 def _bfloat16():
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    yield
-    tf.keras.mixed_precision.set_global_policy("float32")
 
 
 # --- The embedding ----------------------------------------------------------------------------------------------------

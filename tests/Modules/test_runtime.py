@@ -11,14 +11,6 @@ import tensorflow as tf
 from Modules import runtime
 from Modules.cli import UserError
 
-
-@pytest.fixture(autouse=True)
-def _policy_as_before():
-    before = tf.keras.mixed_precision.global_policy()
-    yield
-    tf.keras.mixed_precision.set_global_policy(before)
-
-
 # --- The folder -------------------------------------------------------------------------------------------------------
 
 
